@@ -1,1 +1,6 @@
-//! aggregator
+//! The aggregator: from the log to exactly-once tables and SQL.
+//!
+//! Data flows one way: [`source`] (log → messages) → `store` (Parquet in Delta Lake, hot rows) → `sql` (DataFusion) →
+//! `serve` (PostgreSQL wire, HTTP).
+
+pub mod source;

@@ -1,0 +1,806 @@
+//! Columns under construction: where the decoders write.
+//!
+//! A [`Builder`] holds the open batch of one table. A decoder asks for a column once a set (or once a sample), appends
+//! a value for each record of that set, and then calls [`Builder::advance`] with the number of records. A column that a
+//! set has nothing for is not touched: the next one to ask, or [`Builder::finish`], fills the gap with NULLs in one
+//! step, and a column that no record had is not in the batch at all.
+//!
+//! Nothing here allocates per record beyond the amortised growth of the buffers, which are kept from batch to batch.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, DictionaryArray, FixedSizeBinaryArray, Float64Array, ListArray, MapArray,
+    PrimitiveArray, RecordBatch, RecordBatchOptions, StringArray, StructArray, UInt8Array, UInt16Array,
+    UInt32Array, UInt64Array,
+};
+use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::datatypes::{
+    ArrowPrimitiveType, DataType, Field, Fields, Schema, TimestampMicrosecondType, UInt8Type, UInt16Type,
+    UInt32Type, UInt64Type,
+};
+use weir_schemas::tables::{FlowColumn, Kind, Table};
+
+/// Which rows have a value: nothing is stored until the first NULL.
+#[derive(Debug, Default)]
+pub struct Validity {
+    len: usize,
+    nulls: usize,
+    /// One bit a row, least significant first; empty while `nulls` is 0.
+    bits: Vec<u64>,
+}
+
+impl Validity {
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// `n` rows that have a value.
+    #[inline]
+    pub fn valid(&mut self, n: usize) {
+        if self.nulls > 0 {
+            self.fill(n, true);
+        }
+        self.len += n;
+    }
+
+    /// `n` rows that have none.
+    pub fn null(&mut self, n: usize) {
+        if n == 0 {
+            return;
+        }
+        if self.nulls == 0 {
+            let len = std::mem::take(&mut self.len);
+            self.fill(len, true);
+            self.len = len;
+        }
+        self.fill(n, false);
+        self.len += n;
+        self.nulls += n;
+    }
+
+    /// Sets the bits of rows `len..len + n`.
+    fn fill(&mut self, n: usize, value: bool) {
+        let end = self.len + n;
+        self.bits.resize(end.div_ceil(64), 0);
+        if !value {
+            return;
+        }
+        let mut at = self.len;
+        while at < end {
+            let (word, bit) = (at / 64, at % 64);
+            let count = (64 - bit).min(end - at);
+            self.bits[word] |= (u64::MAX >> (64 - count)) << bit;
+            at += count;
+        }
+    }
+
+    /// Makes the row `index` NULL (one that was valid).
+    pub fn unset(&mut self, index: usize) {
+        if self.nulls == 0 {
+            let len = std::mem::take(&mut self.len);
+            self.fill(len, true);
+            self.len = len;
+        }
+        let mask = 1_u64 << (index % 64);
+        if self.bits[index / 64] & mask != 0 {
+            self.bits[index / 64] &= !mask;
+            self.nulls += 1;
+        }
+    }
+
+    fn take(&mut self) -> Option<NullBuffer> {
+        let (len, nulls) = (std::mem::take(&mut self.len), std::mem::take(&mut self.nulls));
+        let bits = std::mem::take(&mut self.bits);
+        (nulls > 0)
+            .then(|| NullBuffer::new(arrow::buffer::BooleanBuffer::new(Buffer::from_vec(bits), 0, len)))
+    }
+
+    fn truncate(&mut self, len: usize) {
+        if len >= self.len {
+            return;
+        }
+        if self.nulls > 0 {
+            self.bits.truncate(len.div_ceil(64));
+            if let (Some(last), bit @ 1..) = (self.bits.last_mut(), len % 64) {
+                *last &= u64::MAX >> (64 - bit);
+            }
+            let valid: usize = self.bits.iter().map(|word| word.count_ones() as usize).sum();
+            self.nulls = len - valid;
+            if self.nulls == 0 {
+                self.bits.clear();
+            }
+        }
+        self.len = len;
+    }
+}
+
+/// A column of fixed-width values.
+#[derive(Debug, Default)]
+pub struct Values<T> {
+    pub values: Vec<T>,
+    pub validity: Validity,
+}
+
+impl<T: Copy + Default> Values<T> {
+    #[inline]
+    pub fn push(&mut self, value: T) {
+        self.values.push(value);
+        self.validity.valid(1);
+    }
+
+    #[inline]
+    pub fn push_null(&mut self) {
+        self.values.push(T::default());
+        self.validity.null(1);
+    }
+
+    #[inline]
+    pub fn push_option(&mut self, value: Option<T>) {
+        match value {
+            Some(value) => self.push(value),
+            None => self.push_null(),
+        }
+    }
+
+    /// The same value for `n` rows.
+    #[inline]
+    pub fn push_n(&mut self, value: T, n: usize) {
+        self.values.resize(self.values.len() + n, value);
+        self.validity.valid(n);
+    }
+
+    /// `n` values, one after the other. `next` is called exactly `n` times.
+    #[inline]
+    pub fn extend(&mut self, n: usize, next: impl FnMut(usize) -> T) {
+        self.values.extend((0..n).map(next));
+        self.validity.valid(n);
+    }
+
+    #[inline]
+    pub fn push_nulls(&mut self, n: usize) {
+        self.values.resize(self.values.len() + n, T::default());
+        self.validity.null(n);
+    }
+
+    /// The last value, if it has one.
+    pub fn last(&self) -> Option<T> {
+        let last = self.values.len().checked_sub(1)?;
+        let valid = self.validity.nulls == 0 || self.validity.bits[last / 64] >> (last % 64) & 1 == 1;
+        valid.then(|| self.values[last])
+    }
+}
+
+/// A column of texts.
+#[derive(Debug)]
+pub struct Texts {
+    offsets: Vec<i32>,
+    bytes: Vec<u8>,
+    pub validity: Validity,
+}
+
+impl Default for Texts {
+    fn default() -> Self {
+        Texts { offsets: vec![0], bytes: Vec::new(), validity: Validity::default() }
+    }
+}
+
+impl Texts {
+    pub fn push(&mut self, text: &str) {
+        self.bytes.extend_from_slice(text.as_bytes());
+        self.close(1, true);
+    }
+
+    /// UTF-8 with what is invalid replaced; false where something was (RFC 7011 §6.1.6 asks for UTF-8).
+    pub fn push_lossy(&mut self, bytes: &[u8]) -> bool {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => {
+                self.push(text);
+                true
+            }
+            Err(_) => {
+                self.push(&String::from_utf8_lossy(bytes));
+                false
+            }
+        }
+    }
+
+    pub fn push_nulls(&mut self, n: usize) {
+        self.close(n, false);
+    }
+
+    fn close(&mut self, n: usize, valid: bool) {
+        // A batch is bounded in bytes far below i32::MAX (BatchLimits).
+        let end = i32::try_from(self.bytes.len()).unwrap_or(i32::MAX);
+        self.offsets.resize(self.offsets.len() + n, end);
+        if valid { self.validity.valid(n) } else { self.validity.null(n) }
+    }
+
+    fn take(&mut self) -> StringArray {
+        let offsets = std::mem::replace(&mut self.offsets, vec![0]);
+        let bytes = Buffer::from_vec(std::mem::take(&mut self.bytes));
+        let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+        StringArray::new(offsets, bytes, self.validity.take())
+    }
+
+    fn truncate(&mut self, rows: usize) {
+        self.offsets.truncate(rows + 1);
+        self.bytes.truncate(self.offsets.last().map_or(0, |end| usize::try_from(*end).unwrap_or(0)));
+        self.validity.truncate(rows);
+    }
+}
+
+/// A column of lists of numbers.
+#[derive(Debug)]
+pub struct Lists {
+    offsets: Vec<i32>,
+    items: Vec<u32>,
+    pub validity: Validity,
+}
+
+impl Default for Lists {
+    fn default() -> Self {
+        Lists { offsets: vec![0], items: Vec::new(), validity: Validity::default() }
+    }
+}
+
+impl Lists {
+    /// A list; an empty one is NULL.
+    pub fn push(&mut self, items: impl IntoIterator<Item = u32>) {
+        let before = self.items.len();
+        self.items.extend(items);
+        self.close(1, self.items.len() > before);
+    }
+
+    pub fn push_nulls(&mut self, n: usize) {
+        self.close(n, false);
+    }
+
+    fn close(&mut self, n: usize, valid: bool) {
+        let end = i32::try_from(self.items.len()).unwrap_or(i32::MAX);
+        self.offsets.resize(self.offsets.len() + n, end);
+        if valid { self.validity.valid(n) } else { self.validity.null(n) }
+    }
+
+    fn truncate(&mut self, rows: usize) {
+        self.offsets.truncate(rows + 1);
+        self.items.truncate(self.offsets.last().map_or(0, |end| usize::try_from(*end).unwrap_or(0)));
+        self.validity.truncate(rows);
+    }
+}
+
+/// A column of maps from text to text. Entries are added to the open row, which [`Maps::close_row`] ends; a row
+/// without entries is NULL.
+#[derive(Debug)]
+pub struct Maps {
+    offsets: Vec<i32>,
+    keys: Texts,
+    values: Texts,
+    pub validity: Validity,
+}
+
+impl Default for Maps {
+    fn default() -> Self {
+        Maps {
+            offsets: vec![0],
+            keys: Texts::default(),
+            values: Texts::default(),
+            validity: Validity::default(),
+        }
+    }
+}
+
+impl Maps {
+    /// Adds an entry to the open row.
+    pub fn entry(&mut self, key: &str, value: &str) {
+        self.keys.push(key);
+        self.values.push(value);
+    }
+
+    /// Adds an entry whose value `write` appends; what is not UTF-8 is replaced.
+    pub fn entry_with(&mut self, key: &str, write: impl FnOnce(&mut Vec<u8>)) {
+        self.keys.push(key);
+        let start = self.values.bytes.len();
+        write(&mut self.values.bytes);
+        if std::str::from_utf8(&self.values.bytes[start..]).is_err() {
+            let text = String::from_utf8_lossy(&self.values.bytes[start..]).into_owned();
+            self.values.bytes.truncate(start);
+            self.values.bytes.extend_from_slice(text.as_bytes());
+        }
+        self.values.close(1, true);
+    }
+
+    /// True where the open row has the key already.
+    pub fn has(&self, key: &str) -> bool {
+        let start = self.offsets.last().map_or(0, |start| usize::try_from(*start).unwrap_or(0));
+        self.keys.offsets[start..].windows(2).any(|pair| {
+            let (from, to) = (usize::try_from(pair[0]).unwrap_or(0), usize::try_from(pair[1]).unwrap_or(0));
+            self.keys.bytes[from..to] == *key.as_bytes()
+        })
+    }
+
+    pub fn close_row(&mut self) {
+        let end = i32::try_from(self.keys.validity.len()).unwrap_or(i32::MAX);
+        let valid = self.offsets.last() != Some(&end);
+        self.offsets.push(end);
+        if valid { self.validity.valid(1) } else { self.validity.null(1) }
+    }
+
+    pub fn push_nulls(&mut self, n: usize) {
+        let end = i32::try_from(self.keys.validity.len()).unwrap_or(i32::MAX);
+        self.offsets.resize(self.offsets.len() + n, end);
+        self.validity.null(n);
+    }
+
+    fn truncate(&mut self, rows: usize) {
+        self.offsets.truncate(rows + 1);
+        let entries = self.offsets.last().map_or(0, |end| usize::try_from(*end).unwrap_or(0));
+        self.keys.truncate(entries);
+        self.values.truncate(entries);
+        self.validity.truncate(rows);
+    }
+}
+
+/// A column of labels: keys into a list that grows as new labels come, at most 255 a batch (all are ours).
+#[derive(Debug, Default)]
+pub struct Labels {
+    pub keys: Values<u8>,
+    labels: Vec<&'static str>,
+}
+
+impl Labels {
+    /// The key of a label, for [`Labels::keys`].
+    pub fn key(&mut self, label: &'static str) -> u8 {
+        let at = self.labels.iter().position(|known| *known == label).unwrap_or_else(|| {
+            self.labels.push(label);
+            self.labels.len() - 1
+        });
+        u8::try_from(at).unwrap_or(u8::MAX)
+    }
+
+    pub fn push(&mut self, label: &'static str) {
+        let key = self.key(label);
+        self.keys.push(key);
+    }
+
+    pub fn push_n(&mut self, label: &'static str, n: usize) {
+        let key = self.key(label);
+        self.keys.push_n(key, n);
+    }
+}
+
+#[derive(Debug)]
+enum Buffers {
+    Time(Values<i64>),
+    Ip(Values<[u8; 16]>),
+    Mac(Values<[u8; 6]>),
+    Bool(Values<bool>),
+    U8(Values<u8>),
+    U16(Values<u16>),
+    U32(Values<u32>),
+    U64(Values<u64>),
+    F64(Values<f64>),
+    Text(Texts),
+    Label(Labels),
+    List(Lists),
+    Map(Maps),
+}
+
+impl Buffers {
+    fn new(kind: Kind) -> Buffers {
+        match kind {
+            Kind::Time => Buffers::Time(Values::default()),
+            Kind::Ip => Buffers::Ip(Values::default()),
+            Kind::Mac => Buffers::Mac(Values::default()),
+            Kind::Bool => Buffers::Bool(Values::default()),
+            Kind::U8 => Buffers::U8(Values::default()),
+            Kind::U16 => Buffers::U16(Values::default()),
+            Kind::U32 => Buffers::U32(Values::default()),
+            Kind::U64 => Buffers::U64(Values::default()),
+            Kind::F64 => Buffers::F64(Values::default()),
+            Kind::Text => Buffers::Text(Texts::default()),
+            Kind::Label => Buffers::Label(Labels::default()),
+            Kind::ListU32 => Buffers::List(Lists::default()),
+            Kind::Map => Buffers::Map(Maps::default()),
+        }
+    }
+
+    fn validity(&self) -> &Validity {
+        match self {
+            Buffers::Time(column) => &column.validity,
+            Buffers::Ip(column) => &column.validity,
+            Buffers::Mac(column) => &column.validity,
+            Buffers::Bool(column) => &column.validity,
+            Buffers::U8(column) => &column.validity,
+            Buffers::U16(column) => &column.validity,
+            Buffers::U32(column) => &column.validity,
+            Buffers::U64(column) => &column.validity,
+            Buffers::F64(column) => &column.validity,
+            Buffers::Text(column) => &column.validity,
+            Buffers::Label(column) => &column.keys.validity,
+            Buffers::List(column) => &column.validity,
+            Buffers::Map(column) => &column.validity,
+        }
+    }
+
+    /// NULLs up to `rows`; what was appended beyond (a record that failed half-way) goes.
+    fn settle(&mut self, rows: usize) {
+        let len = self.validity().len();
+        if len < rows {
+            let n = rows - len;
+            match self {
+                Buffers::Time(column) => column.push_nulls(n),
+                Buffers::Ip(column) => column.push_nulls(n),
+                Buffers::Mac(column) => column.push_nulls(n),
+                Buffers::Bool(column) => column.push_nulls(n),
+                Buffers::U8(column) => column.push_nulls(n),
+                Buffers::U16(column) => column.push_nulls(n),
+                Buffers::U32(column) => column.push_nulls(n),
+                Buffers::U64(column) => column.push_nulls(n),
+                Buffers::F64(column) => column.push_nulls(n),
+                Buffers::Text(column) => column.push_nulls(n),
+                Buffers::Label(column) => column.keys.push_nulls(n),
+                Buffers::List(column) => column.push_nulls(n),
+                Buffers::Map(column) => column.push_nulls(n),
+            }
+        } else if len > rows {
+            fn cut<T>(column: &mut Values<T>, rows: usize) {
+                column.values.truncate(rows);
+                column.validity.truncate(rows);
+            }
+            match self {
+                Buffers::Time(column) => cut(column, rows),
+                Buffers::Ip(column) => cut(column, rows),
+                Buffers::Mac(column) => cut(column, rows),
+                Buffers::Bool(column) => cut(column, rows),
+                Buffers::U8(column) => cut(column, rows),
+                Buffers::U16(column) => cut(column, rows),
+                Buffers::U32(column) => cut(column, rows),
+                Buffers::U64(column) => cut(column, rows),
+                Buffers::F64(column) => cut(column, rows),
+                Buffers::Text(column) => column.truncate(rows),
+                Buffers::Label(column) => cut(&mut column.keys, rows),
+                Buffers::List(column) => column.truncate(rows),
+                Buffers::Map(column) => column.truncate(rows),
+            }
+        }
+    }
+
+    fn finish(&mut self) -> ArrayRef {
+        fn primitive<A: ArrowPrimitiveType>(column: &mut Values<A::Native>) -> PrimitiveArray<A> {
+            let values = std::mem::take(&mut column.values);
+            let capacity = values.len();
+            let array = PrimitiveArray::new(ScalarBuffer::from(values), column.validity.take());
+            column.values.reserve(capacity);
+            array
+        }
+        fn fixed<const N: usize>(column: &mut Values<[u8; N]>) -> FixedSizeBinaryArray {
+            let values = std::mem::take(&mut column.values);
+            let capacity = values.len();
+            let width = i32::try_from(N).unwrap_or(i32::MAX);
+            let bytes = Buffer::from_vec(values.into_flattened());
+            let array = FixedSizeBinaryArray::new(width, bytes, column.validity.take());
+            column.values.reserve(capacity);
+            array
+        }
+        match self {
+            Buffers::Time(column) => {
+                Arc::new(primitive::<TimestampMicrosecondType>(column).with_timezone("UTC"))
+            }
+            Buffers::Ip(column) => Arc::new(fixed(column)),
+            Buffers::Mac(column) => Arc::new(fixed(column)),
+            Buffers::Bool(column) => {
+                let values = std::mem::take(&mut column.values);
+                Arc::new(BooleanArray::new(values.into(), column.validity.take()))
+            }
+            Buffers::U8(column) => Arc::new(primitive::<UInt8Type>(column)) as Arc<UInt8Array>,
+            Buffers::U16(column) => Arc::new(primitive::<UInt16Type>(column)) as Arc<UInt16Array>,
+            Buffers::U32(column) => Arc::new(primitive::<UInt32Type>(column)) as Arc<UInt32Array>,
+            Buffers::U64(column) => Arc::new(primitive::<UInt64Type>(column)) as Arc<UInt64Array>,
+            Buffers::F64(column) => {
+                let values = std::mem::take(&mut column.values);
+                Arc::new(Float64Array::new(ScalarBuffer::from(values), column.validity.take()))
+            }
+            Buffers::Text(column) => Arc::new(column.take()),
+            Buffers::Label(column) => {
+                let labels = StringArray::from(std::mem::take(&mut column.labels));
+                Arc::new(DictionaryArray::new(primitive::<UInt8Type>(&mut column.keys), Arc::new(labels)))
+            }
+            Buffers::List(column) => {
+                let offsets = std::mem::replace(&mut column.offsets, vec![0]);
+                let items = UInt32Array::from(std::mem::take(&mut column.items));
+                let field = Arc::new(Field::new("item", DataType::UInt32, true));
+                let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+                Arc::new(ListArray::new(field, offsets, Arc::new(items), column.validity.take()))
+            }
+            Buffers::Map(column) => {
+                let offsets = std::mem::replace(&mut column.offsets, vec![0]);
+                let DataType::Map(field, sorted) = Kind::Map.log_type() else { unreachable!("a map's type") };
+                let DataType::Struct(fields) = field.data_type() else { unreachable!("a map's entries") };
+                let fields: Fields = fields.clone();
+                let entries: Vec<ArrayRef> =
+                    vec![Arc::new(column.keys.take()), Arc::new(column.values.take())];
+                let entries = StructArray::new(fields, entries, None);
+                let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+                Arc::new(MapArray::new(field, offsets, entries, column.validity.take(), sorted))
+            }
+        }
+    }
+}
+
+macro_rules! accessors {
+    ($($(#[$meta:meta])* $name:ident $variant:ident $type:ty;)*) => {
+        $($(#[$meta])*
+        #[inline]
+        pub fn $name(&mut self, column: usize) -> &mut $type {
+            match self.column(column) {
+                Buffers::$variant(column) => column,
+                _ => panic!("column {column} does not hold {}", stringify!($variant)),
+            }
+        })*
+    };
+}
+
+/// The open batch of one table.
+#[derive(Debug)]
+pub struct Builder {
+    table: Table,
+    rows: usize,
+    columns: Vec<Option<Box<Buffers>>>,
+    /// Columns touched since the last batch, in no order.
+    touched: Vec<u16>,
+    is_touched: Vec<bool>,
+}
+
+impl Builder {
+    pub fn new(table: Table) -> Builder {
+        let width = table.columns().len();
+        Builder {
+            table,
+            rows: 0,
+            columns: (0..width).map(|_| None).collect(),
+            touched: Vec::with_capacity(width),
+            is_touched: vec![false; width],
+        }
+    }
+
+    pub fn table(&self) -> Table {
+        self.table
+    }
+
+    /// Rows that are complete.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// `n` more rows are complete. Every column asked for since the last call holds `rows` + `n` values, or `rows`
+    /// (it is filled with NULLs later).
+    pub fn advance(&mut self, n: usize) {
+        self.rows += n;
+    }
+
+    /// Takes back what was appended to any column for rows after the last [`Builder::advance`].
+    pub fn rollback(&mut self) {
+        for &index in &self.touched {
+            if let Some(column) = &mut self.columns[usize::from(index)]
+                && column.validity().len() > self.rows
+            {
+                column.settle(self.rows);
+            }
+        }
+    }
+
+    /// True where the column has a value for the row that is being built (one row at a time only).
+    pub fn has(&self, column: usize) -> bool {
+        self.is_touched[column]
+            && self.columns[column].as_ref().is_some_and(|buffers| buffers.validity().len() > self.rows)
+    }
+
+    #[inline]
+    fn column(&mut self, index: usize) -> &mut Buffers {
+        let rows = self.rows;
+        if !self.is_touched[index] {
+            self.is_touched[index] = true;
+            self.touched.push(u16::try_from(index).unwrap_or(u16::MAX));
+        }
+        let kind = self.table.columns()[index].kind;
+        let column = self.columns[index].get_or_insert_with(|| Box::new(Buffers::new(kind)));
+        if column.validity().len() < rows {
+            column.settle(rows);
+        }
+        column
+    }
+
+    accessors! {
+        /// The columns by kind; each panics where the column is of another kind (a mistake in our code, found by
+        /// any test that touches the column).
+        times Time Values<i64>;
+        ips Ip Values<[u8; 16]>;
+        macs Mac Values<[u8; 6]>;
+        bools Bool Values<bool>;
+        u8s U8 Values<u8>;
+        u16s U16 Values<u16>;
+        u32s U32 Values<u32>;
+        u64s U64 Values<u64>;
+        f64s F64 Values<f64>;
+        texts Text Texts;
+        labels Label Labels;
+        lists List Lists;
+        maps Map Maps;
+    }
+
+    /// About how many bytes the batch has.
+    pub fn bytes(&self) -> usize {
+        let size = |column: &Buffers| match column {
+            Buffers::Ip(column) => column.values.len() * 16,
+            Buffers::Mac(column) => column.values.len() * 6,
+            Buffers::Text(column) => column.bytes.len() + column.offsets.len() * 4,
+            Buffers::List(column) => (column.items.len() + column.offsets.len()) * 4,
+            Buffers::Map(column) => {
+                column.keys.bytes.len() + column.values.bytes.len() + column.keys.offsets.len() * 12
+            }
+            Buffers::Bool(_) | Buffers::U8(_) | Buffers::Label(_) => self.rows,
+            Buffers::U16(_) => self.rows * 2,
+            Buffers::U32(_) => self.rows * 4,
+            Buffers::Time(_) | Buffers::U64(_) | Buffers::F64(_) => self.rows * 8,
+        };
+        let touched = self.touched.iter().filter_map(|index| self.columns[usize::from(*index)].as_deref());
+        touched.map(size).sum()
+    }
+
+    /// Closes the batch: its touched columns in the order of the table. None where there are no rows.
+    pub fn finish(&mut self) -> Option<RecordBatch> {
+        let rows = std::mem::take(&mut self.rows);
+        if rows == 0 {
+            for index in self.touched.drain(..) {
+                self.is_touched[usize::from(index)] = false;
+                if let Some(column) = &mut self.columns[usize::from(index)] {
+                    column.settle(0);
+                }
+            }
+            return None;
+        }
+        self.touched.sort_unstable();
+        let mut fields = Vec::with_capacity(self.touched.len());
+        let mut arrays = Vec::with_capacity(self.touched.len());
+        for index in self.touched.drain(..).map(usize::from) {
+            self.is_touched[index] = false;
+            let Some(column) = &mut self.columns[index] else { continue };
+            column.settle(rows);
+            let definition = &self.table.columns()[index];
+            fields.push(Field::new(definition.name, definition.kind.log_type(), true));
+            arrays.push(column.finish());
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        let schema = Arc::new(Schema::new(fields));
+        // Every array has `rows` values of its column's type: `settle` and `finish` see to it.
+        Some(RecordBatch::try_new_with_options(schema, arrays, &options).expect("columns of one length"))
+    }
+}
+
+/// The open batch of flow columns by name, for decoders that go row by row.
+impl Builder {
+    pub fn flow_ips(&mut self, column: FlowColumn) -> &mut Values<[u8; 16]> {
+        self.ips(column.index())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::AsArray;
+
+    #[test]
+    fn absent_columns_are_absent_and_gaps_are_null() {
+        let mut builder = Builder::new(Table::Flows);
+        builder.u64s(FlowColumn::Bytes.index()).extend(3, |i| i as u64);
+        builder.advance(3);
+        builder.u16s(FlowColumn::SrcPort.index()).push_n(53, 2);
+        builder.advance(2);
+        builder.u64s(FlowColumn::Bytes.index()).push(9);
+        builder.labels(FlowColumn::ProtoVer.index()).push("ipfix");
+        builder.advance(1);
+        let batch = builder.finish().unwrap();
+        let names: Vec<_> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
+        assert_eq!(names, ["proto_ver", "src_port", "bytes"]);
+        let bytes = batch.column(2).as_primitive::<UInt64Type>();
+        assert_eq!(bytes.iter().collect::<Vec<_>>(), [Some(0), Some(1), Some(2), None, None, Some(9)]);
+        let ports = batch.column(1).as_primitive::<UInt16Type>();
+        assert_eq!(ports.iter().collect::<Vec<_>>(), [None, None, None, Some(53), Some(53), None]);
+        assert!(builder.finish().is_none());
+        builder.u64s(FlowColumn::Bytes.index()).push(1);
+        builder.advance(1);
+        assert_eq!(builder.finish().unwrap().num_columns(), 1);
+    }
+
+    #[test]
+    fn rollback_takes_back_half_a_record() {
+        let mut builder = Builder::new(Table::Flows);
+        let extra = FlowColumn::Extra.index();
+        builder.maps(extra).entry("a", "1");
+        builder.maps(extra).close_row();
+        builder.lists(FlowColumn::MplsLabels.index()).push([1, 2]);
+        builder.advance(1);
+        builder.maps(extra).entry("b", "2");
+        builder.maps(extra).close_row();
+        builder.lists(FlowColumn::MplsLabels.index()).push([3]);
+        builder.texts(FlowColumn::AppName.index()).push("x");
+        builder.u16s(FlowColumn::SrcPort.index()).push(1);
+        assert!(builder.has(extra));
+        builder.rollback();
+        assert!(!builder.has(extra));
+        builder.advance(1);
+        let batch = builder.finish().unwrap();
+        assert_eq!(batch.num_rows(), 2);
+        for column in batch.columns() {
+            assert!(column.is_null(1));
+        }
+        let map = batch.column_by_name("extra").unwrap().as_map();
+        assert_eq!(map.value_length(0), 1);
+    }
+
+    #[test]
+    fn validity_agrees_with_a_list_of_bools() {
+        // every mix of runs around the word boundaries
+        let mut random = 7_u64;
+        for _ in 0..200 {
+            let mut validity = Validity::default();
+            let mut model = Vec::new();
+            for _ in 0..20 {
+                random =
+                    random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let n = (random >> 33) as usize % 70;
+                if random >> 63 == 1 {
+                    validity.valid(n);
+                } else {
+                    validity.null(n);
+                }
+                model.extend(std::iter::repeat_n(random >> 63 == 1, n));
+            }
+            let keep = (random >> 20) as usize % (model.len() + 1);
+            validity.truncate(keep);
+            model.truncate(keep);
+            assert_eq!(validity.len(), model.len());
+            match validity.take() {
+                None => assert!(model.iter().all(|valid| *valid)),
+                Some(nulls) => assert_eq!(nulls.iter().collect::<Vec<_>>(), model),
+            }
+        }
+    }
+
+    #[test]
+    fn every_column_can_be_built() {
+        for table in Table::ALL {
+            let mut builder = Builder::new(table);
+            for (index, column) in table.columns().iter().enumerate() {
+                match column.kind {
+                    Kind::Time => builder.times(index).push(1),
+                    Kind::Ip => builder.ips(index).push([1; 16]),
+                    Kind::Mac => builder.macs(index).push([1; 6]),
+                    Kind::Bool => builder.bools(index).push(true),
+                    Kind::U8 => builder.u8s(index).push(1),
+                    Kind::U16 => builder.u16s(index).push(1),
+                    Kind::U32 => builder.u32s(index).push(1),
+                    Kind::U64 => builder.u64s(index).push(1),
+                    Kind::F64 => builder.f64s(index).push(1.0),
+                    Kind::Text => builder.texts(index).push("x"),
+                    Kind::Label => builder.labels(index).push("x"),
+                    Kind::ListU32 => builder.lists(index).push([1]),
+                    Kind::Map => {
+                        builder.maps(index).entry("k", "v");
+                        builder.maps(index).close_row();
+                    }
+                }
+            }
+            builder.advance(1);
+            let batch = builder.finish().unwrap();
+            assert_eq!(batch.num_columns(), table.columns().len());
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The way out: messages to the log. One trait, two logs: embedded segments and Apache Kafka.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use weir_schemas::Envelope;
+
+/// A batch ready for the log.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub envelope: Envelope,
+    /// Arrow IPC stream ([`weir_schemas::envelope::encode_body`]).
+    pub body: Bytes,
+    /// Messages of one key stay in order: the shard's number, or a hash of the exporter's address.
+    pub key: u64,
+}
+
+/// What the log has taken for good (as its fsync policy or `acks` defines it) since the last call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Acknowledged {
+    pub messages: u64,
+    pub rows: u64,
+    pub bytes: u64,
+}
+
+/// What to do about a message that the log did not take.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// The log takes nothing now (queue full, disk full, broker away): keep the message and offer it again.
+    #[error("the log takes nothing now: {0}")]
+    Busy(String),
+    /// The log will never take this message: drop it and count it.
+    #[error("the log refuses the message: {0}")]
+    Refused(String),
+}
+
+/// A log as the collector sees it. Used by one writer thread; nothing here may be called from a receive thread.
+pub trait Sink: Send {
+    /// Offers a message. `Ok` means the log has it in hand, not yet that it is durable.
+    fn append(&mut self, message: &Message) -> Result<(), SinkError>;
+
+    /// Does what is due (fsync, delivery reports), waiting up to `timeout` for something to be acknowledged.
+    fn poll(&mut self, timeout: Duration) -> Acknowledged;
+
+    /// Waits until all that was appended is acknowledged, up to `timeout`; returns what was acknowledged meanwhile.
+    fn flush(&mut self, timeout: Duration) -> Acknowledged;
+
+    /// Messages appended and not yet acknowledged.
+    fn in_flight(&self) -> u64;
+}

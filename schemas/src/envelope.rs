@@ -1,0 +1,207 @@
+//! The envelope: what goes through the log is one Arrow IPC stream of one batch, with headers that a consumer can read
+//! without opening it. On Kafka they are message headers; in the embedded log's frames they are the frame's header.
+
+use std::io::Cursor;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::{max, min};
+use arrow::datatypes::TimestampMicrosecondType;
+use arrow::error::ArrowError;
+use arrow::ipc::CompressionType;
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
+
+use crate::tables::{SCHEMA_VERSION, Table};
+
+/// What a batch is, for those who carry it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Envelope {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub schema_version: u16,
+    pub table: Table,
+    /// Name of the collector that decoded it.
+    pub collector: String,
+    /// Differs at each start of the collector.
+    pub boot: u64,
+    /// Number of the batch in that boot, from 0, over all tables and shards.
+    pub batch_seq: u64,
+    pub rows: u32,
+    /// Least and greatest `received_at`, µs since 1970 UTC.
+    pub min_time_us: i64,
+    pub max_time_us: i64,
+}
+
+/// Why an envelope or its body cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    #[error("header `{0}` is missing")]
+    Missing(&'static str),
+    #[error("header `{name}` has the value `{value}`, which is no {wanted}")]
+    Invalid { name: &'static str, value: String, wanted: &'static str },
+    #[error(
+        "schema version {0} is newer than this weir's {SCHEMA_VERSION}: upgrade weir before its collectors"
+    )]
+    Newer(u16),
+    #[error("the body holds {0} batches, one was expected")]
+    Batches(usize),
+    #[error("the body has {body} rows, the header says {header}")]
+    Rows { body: usize, header: u32 },
+    #[error("the body is no Arrow IPC stream: {0}")]
+    Arrow(#[from] ArrowError),
+}
+
+/// How the body's buffers are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    None,
+    #[default]
+    Lz4,
+    Zstd,
+}
+
+impl Envelope {
+    /// Describes `batch`; its `received_at` gives the time range.
+    pub fn of(batch: &RecordBatch, table: Table, collector: &str, boot: u64, batch_seq: u64) -> Envelope {
+        let times = batch
+            .column_by_name("received_at")
+            .and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
+        Envelope {
+            schema_version: SCHEMA_VERSION,
+            table,
+            collector: collector.to_owned(),
+            boot,
+            batch_seq,
+            rows: u32::try_from(batch.num_rows()).unwrap_or(u32::MAX),
+            min_time_us: times.and_then(min).unwrap_or(0),
+            max_time_us: times.and_then(max).unwrap_or(0),
+        }
+    }
+
+    /// The headers as names and text, for Kafka and for the frames of the embedded log.
+    pub fn headers(&self) -> [(&'static str, String); 8] {
+        [
+            ("weir-schema", self.schema_version.to_string()),
+            ("weir-table", self.table.name().to_owned()),
+            ("weir-collector", self.collector.clone()),
+            ("weir-boot", format!("{:016x}", self.boot)),
+            ("weir-batch", self.batch_seq.to_string()),
+            ("weir-rows", self.rows.to_string()),
+            ("weir-min-time-us", self.min_time_us.to_string()),
+            ("weir-max-time-us", self.max_time_us.to_string()),
+        ]
+    }
+
+    /// Reads the headers back. Unknown headers are ignored; a newer schema version is refused.
+    pub fn from_headers<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<Envelope, EnvelopeError> {
+        fn number<T: std::str::FromStr>(
+            name: &'static str,
+            value: Option<&str>,
+            wanted: &'static str,
+        ) -> Result<T, EnvelopeError> {
+            let value = value.ok_or(EnvelopeError::Missing(name))?;
+            value.parse().map_err(|_| EnvelopeError::Invalid { name, value: value.to_owned(), wanted })
+        }
+        let schema_version = number("weir-schema", get("weir-schema"), "number up to 65535")?;
+        if schema_version > SCHEMA_VERSION {
+            return Err(EnvelopeError::Newer(schema_version));
+        }
+        let table = get("weir-table").ok_or(EnvelopeError::Missing("weir-table"))?;
+        let table = Table::from_name(table).ok_or_else(|| EnvelopeError::Invalid {
+            name: "weir-table",
+            value: table.to_owned(),
+            wanted: "table",
+        })?;
+        let boot = get("weir-boot").ok_or(EnvelopeError::Missing("weir-boot"))?;
+        let boot = u64::from_str_radix(boot, 16).map_err(|_| EnvelopeError::Invalid {
+            name: "weir-boot",
+            value: boot.to_owned(),
+            wanted: "hexadecimal number",
+        })?;
+        Ok(Envelope {
+            schema_version,
+            table,
+            collector: get("weir-collector").ok_or(EnvelopeError::Missing("weir-collector"))?.to_owned(),
+            boot,
+            batch_seq: number("weir-batch", get("weir-batch"), "number")?,
+            rows: number("weir-rows", get("weir-rows"), "number")?,
+            min_time_us: number("weir-min-time-us", get("weir-min-time-us"), "time in µs")?,
+            max_time_us: number("weir-max-time-us", get("weir-max-time-us"), "time in µs")?,
+        })
+    }
+}
+
+/// The body of a message: an Arrow IPC stream that holds `batch`.
+pub fn encode_body(batch: &RecordBatch, compression: Compression) -> Result<Vec<u8>, EnvelopeError> {
+    let compression = match compression {
+        Compression::None => None,
+        Compression::Lz4 => Some(CompressionType::LZ4_FRAME),
+        Compression::Zstd => Some(CompressionType::ZSTD),
+    };
+    let options = IpcWriteOptions::default().try_with_compression(compression)?;
+    let capacity = batch.get_array_memory_size() / 2 + 4096;
+    let mut writer =
+        StreamWriter::try_new_with_options(Vec::with_capacity(capacity), batch.schema_ref(), options)?;
+    writer.write(batch)?;
+    Ok(writer.into_inner()?)
+}
+
+/// Reads a body back; it must hold one batch of as many rows as the envelope says.
+pub fn decode_body(envelope: &Envelope, body: &[u8]) -> Result<RecordBatch, EnvelopeError> {
+    let mut batches = StreamReader::try_new(Cursor::new(body), None)?.collect::<Result<Vec<_>, _>>()?;
+    let (Some(batch), true) = (batches.pop(), batches.is_empty()) else {
+        return Err(EnvelopeError::Batches(batches.len()));
+    };
+    if batch.num_rows() != envelope.rows as usize {
+        return Err(EnvelopeError::Rows { body: batch.num_rows(), header: envelope.rows });
+    }
+    Ok(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, TimestampMicrosecondArray, UInt64Array};
+
+    use super::*;
+
+    fn batch() -> RecordBatch {
+        let times = TimestampMicrosecondArray::from(vec![30, 10, 20]).with_timezone("UTC");
+        let bytes = UInt64Array::from(vec![Some(1), None, Some(3)]);
+        RecordBatch::try_from_iter([("received_at", Arc::new(times) as ArrayRef), ("bytes", Arc::new(bytes))])
+            .unwrap()
+    }
+
+    #[test]
+    fn a_batch_survives_the_trip_in_every_compression() {
+        let batch = batch();
+        let envelope = Envelope::of(&batch, Table::Flows, "c1", 7, 42);
+        assert_eq!((envelope.min_time_us, envelope.max_time_us, envelope.rows), (10, 30, 3));
+        for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+            let body = encode_body(&batch, compression).unwrap();
+            assert_eq!(decode_body(&envelope, &body).unwrap(), batch);
+        }
+        let headers = envelope.headers();
+        let get =
+            |name: &str| headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
+        assert_eq!(Envelope::from_headers(get).unwrap(), envelope);
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_why() {
+        let batch = batch();
+        let mut envelope = Envelope::of(&batch, Table::Flows, "c1", 7, 42);
+        let body = encode_body(&batch, Compression::Lz4).unwrap();
+        assert!(matches!(decode_body(&envelope, &body[..40]), Err(EnvelopeError::Arrow(_))));
+        envelope.rows = 4;
+        assert!(matches!(decode_body(&envelope, &body), Err(EnvelopeError::Rows { body: 3, header: 4 })));
+        envelope.schema_version = SCHEMA_VERSION + 1;
+        let headers = envelope.headers();
+        let get =
+            |name: &str| headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
+        let error = Envelope::from_headers(get).unwrap_err();
+        assert!(matches!(error, EnvelopeError::Newer(_)), "{error}");
+        assert!(matches!(Envelope::from_headers(|_| None), Err(EnvelopeError::Missing("weir-schema"))));
+    }
+}

@@ -7,7 +7,9 @@
 //! Nothing here does I/O or knows how a flow was exported.
 
 pub mod address;
+pub mod elements;
 pub mod envelope;
+pub mod names;
 pub mod tables;
 
 pub use address::{Address, Mac};

@@ -3,6 +3,7 @@
 //! * [`tables`]: every table and column, with its meaning, its type in the log and its type in SQL.
 //! * [`address`]: addresses as sixteen bytes, their text and their prefixes.
 //! * [`envelope`]: a batch on the way through the log: headers and an Arrow IPC stream.
+//! * [`segment`]: the frames, segments and marks of the embedded log.
 //!
 //! Nothing here does I/O or knows how a flow was exported.
 
@@ -10,6 +11,7 @@ pub mod address;
 pub mod elements;
 pub mod envelope;
 pub mod names;
+pub mod segment;
 pub mod tables;
 
 pub use address::{Address, Mac};

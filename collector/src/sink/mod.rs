@@ -1,5 +1,7 @@
 //! The way out: messages to the log. One trait, two logs: embedded segments and Apache Kafka.
 
+pub mod embedded;
+
 use std::time::Duration;
 
 use bytes::Bytes;

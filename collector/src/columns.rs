@@ -585,13 +585,22 @@ impl Builder {
         self.rows += n;
     }
 
+    /// Opens the last `n` rows again, for columns that none of them has: a value for each of the `n` is appended to
+    /// such a column at once (a datagram's constants), and [`Builder::advance`] closes them.
+    pub fn reopen(&mut self, n: usize) {
+        self.rows -= n;
+    }
+
     /// Takes back what was appended to any column for rows after the last [`Builder::advance`].
     pub fn rollback(&mut self) {
         for &index in &self.touched {
-            if let Some(column) = &mut self.columns[usize::from(index)]
-                && column.validity().len() > self.rows
-            {
-                column.settle(self.rows);
+            match self.columns[usize::from(index)].as_deref_mut() {
+                // entries of a row that was not closed yet
+                Some(Buffers::Map(column)) if column.validity.len() >= self.rows => {
+                    column.truncate(self.rows)
+                }
+                Some(column) if column.validity().len() > self.rows => column.settle(self.rows),
+                _ => {}
             }
         }
     }
@@ -732,6 +741,7 @@ mod tests {
         builder.lists(FlowColumn::MplsLabels.index()).push([3]);
         builder.texts(FlowColumn::AppName.index()).push("x");
         builder.u16s(FlowColumn::SrcPort.index()).push(1);
+        builder.maps(extra).entry("c", "of a row that is not closed");
         assert!(builder.has(extra));
         builder.rollback();
         assert!(!builder.has(extra));

@@ -178,6 +178,8 @@ columns! {
     DstMac "dst_mac" Mac "destination MAC"
     SrcVlan "src_vlan" U16 "VLAN id on input (IE 58, 243)"
     DstVlan "dst_vlan" U16 "VLAN id on output (IE 59, 254)"
+    SrcPriority "src_priority" U8 "802.1p priority on input (sFlow extended switch, IE 244)"
+    DstPriority "dst_priority" U8 "802.1p priority on output (sFlow extended switch)"
     SrcCustomerVlan "src_customer_vlan" U16 "customer VLAN id on input (IE 245)"
     DstCustomerVlan "dst_customer_vlan" U16 "customer VLAN id on output (IE 255)"
     FrameVlans "frame_vlans" ListU32 "VLAN ids of the sampled frame, outer first"
@@ -291,6 +293,9 @@ columns! {
     SequenceResets "sequence_resets" U64 "restarts of the sequence"
     SequenceUncertain "sequence_uncertain" U64 "intervals in which loss cannot be known (unknown templates)"
     AgentDrops "agent_drops" U64 "sFlow: samples the agent dropped"
+    SamplesExpected "samples_expected" U64 "sFlow: samples that the data sources of the agent say they took"
+    SamplesLost "samples_lost" U64 "sFlow: of those, missing here, with their datagram or before"
+    RecordsSkipped "records_skipped" U64 "sFlow: samples and records of unknown format"
     ClockSkewUs "clock_skew_us" F64 "receive time less export time, last seen, µs"
     SamplingRate "sampling_rate" F64 "sampling rate last seen"
     }

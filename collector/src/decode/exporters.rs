@@ -72,6 +72,12 @@ pub struct Counters {
     pub sequence_resets: u64,
     pub sequence_uncertain: u64,
     pub agent_drops: u64,
+    /// sFlow: samples by the numbers that their data sources gave them.
+    pub samples_expected: u64,
+    /// sFlow: of those, missing, whether lost with their datagram or in the agent.
+    pub samples_lost: u64,
+    /// sFlow: samples and records of unknown format.
+    pub records_skipped: u64,
 }
 
 /// What a shard knows of one exporter.
@@ -92,6 +98,8 @@ pub struct ExporterState {
     pub established: bool,
     /// What the operator says about it.
     pub(crate) config: ExporterConfig,
+    /// What the sFlow decoder remembers.
+    pub(crate) sflow: Option<Box<super::sflow::AgentState>>,
 }
 
 /// All exporters of a shard.
@@ -175,6 +183,7 @@ impl Exporters {
             sampling_rate: None,
             established,
             config: entry.cloned().unwrap_or_default(),
+            sflow: None,
         });
         let index = self.states.len() - 1;
         let (states, hasher) = (&self.states, &self.hasher);

@@ -5,7 +5,11 @@
 
 mod config;
 mod exporters;
+mod frame;
 mod reject;
+mod sflow;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::sync::Arc;
 
@@ -155,7 +159,11 @@ impl Decoder {
             *total += u64::from(n);
         }
         match result {
-            Ok(()) => self.counters.decoded += 1,
+            Ok(rejected) => {
+                outcome.sets_rejected = rejected;
+                self.counters.decoded += 1;
+                self.counters.sets_rejected[RejectReason::TruncatedRecord.index()] += u64::from(rejected);
+            }
             Err(reason) => {
                 outcome.rejected = Some(reason);
                 self.counters.rejected[reason.index()] += 1;
@@ -164,17 +172,18 @@ impl Decoder {
         outcome
     }
 
+    /// Answers how many sets or samples of the datagram were rejected.
     fn dispatch(
         &mut self,
         datagram: &[u8],
-        _meta: &DatagramMeta,
-        _out: &mut Batches,
-    ) -> Result<(), RejectReason> {
+        meta: &DatagramMeta,
+        out: &mut Batches,
+    ) -> Result<u32, RejectReason> {
         let Some(version) = datagram.first_chunk::<2>() else { return Err(RejectReason::TooShort) };
         match u16::from_be_bytes(*version) {
             8 => Err(RejectReason::NetFlow8),
             // sFlow's version is 32 bits wide: 0 and then 5
-            0 => Err(RejectReason::UnknownVersion),
+            0 => sflow::decode(datagram, meta, &mut self.exporters, &self.config, out),
             _ => Err(RejectReason::UnknownVersion),
         }
     }

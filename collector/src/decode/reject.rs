@@ -23,6 +23,8 @@ reasons! {
     TooShort "too_short" "Shorter than the header of its protocol."
     UnknownVersion "unknown_version" "The version is none that weir knows."
     NetFlow8 "netflow8" "NetFlow v8 (router-based aggregation) is not decoded."
+    OldSflow "old_sflow" "sFlow 2 or 4; version 5 is decoded."
+    BadAgent "bad_agent" "sFlow: the agent's address is of a family that there is not."
     BadLength "bad_length" "The message's length field is greater than the datagram, or less than its header."
     BadCount "bad_count" "The header counts more records than the datagram holds."
     BadSetLength "bad_set_length" "A set is shorter than its header or ends after the message."

@@ -1,0 +1,150 @@
+//! What the decoders' tests share: batches as JSON, and the cases of the corpus.
+
+use std::path::{Path, PathBuf};
+
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::datatypes::{
+    DataType, Float64Type, TimestampMicrosecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+};
+use serde_json::{Map, Value, json};
+use weir_schemas::{Address, Mac};
+
+use super::DatagramMeta;
+use crate::columns::Builder;
+
+pub(crate) const RECEIVED_US: i64 = 1_700_000_000_123_456;
+
+/// A datagram from `sender`.
+pub(crate) fn meta(sender: &str) -> DatagramMeta {
+    DatagramMeta {
+        sender: sender.parse().unwrap(),
+        sender_port: 50_000,
+        local_port: 6343,
+        received_us: RECEIVED_US,
+    }
+}
+
+/// A value as JSON; NULL where it has none.
+pub(crate) fn value(array: &ArrayRef, row: usize) -> Value {
+    if array.is_null(row) {
+        return Value::Null;
+    }
+    match array.data_type() {
+        DataType::Timestamp(..) => json!(array.as_primitive::<TimestampMicrosecondType>().value(row)),
+        DataType::FixedSizeBinary(16) => {
+            let bytes = array.as_fixed_size_binary().value(row);
+            json!(Address(bytes.try_into().unwrap()).to_string())
+        }
+        DataType::FixedSizeBinary(_) => {
+            json!(Mac(array.as_fixed_size_binary().value(row).try_into().unwrap()).to_string())
+        }
+        DataType::Boolean => json!(array.as_boolean().value(row)),
+        DataType::UInt8 => json!(array.as_primitive::<UInt8Type>().value(row)),
+        DataType::UInt16 => json!(array.as_primitive::<UInt16Type>().value(row)),
+        DataType::UInt32 => json!(array.as_primitive::<UInt32Type>().value(row)),
+        DataType::UInt64 => json!(array.as_primitive::<UInt64Type>().value(row)),
+        DataType::Float64 => json!(array.as_primitive::<Float64Type>().value(row)),
+        DataType::Utf8 => json!(array.as_string::<i32>().value(row)),
+        DataType::Dictionary(..) => {
+            let labels = array.as_dictionary::<UInt8Type>();
+            json!(labels.values().as_string::<i32>().value(labels.keys().value(row).into()))
+        }
+        DataType::List(_) => {
+            let items = array.as_list::<i32>().value(row);
+            (0..items.len()).map(|at| value(&items, at)).collect()
+        }
+        DataType::Map(..) => {
+            let entries = array.as_map().value(row);
+            let (keys, values) = (entries.column(0), entries.column(1));
+            let text = |array: &ArrayRef, at| array.as_string::<i32>().value(at).to_owned();
+            let map: Map<String, Value> =
+                (0..entries.len()).map(|at| (text(keys, at), json!(text(values, at)))).collect();
+            // a map with a key twice is a mistake
+            assert_eq!(map.len(), entries.len(), "{keys:?}");
+            Value::Object(map)
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// The rows of the open batch, which is closed: NULLs are left out.
+pub(crate) fn rows(builder: &mut Builder) -> Vec<Map<String, Value>> {
+    let Some(batch) = builder.finish() else { return Vec::new() };
+    let fields = batch.schema();
+    let row = |row: usize| {
+        let columns = fields.fields().iter().zip(batch.columns());
+        let named = columns.map(|(field, column)| (field.name().clone(), value(column, row)));
+        named.filter(|(_, value)| !value.is_null()).collect()
+    };
+    (0..batch.num_rows()).map(row).collect()
+}
+
+/// A case of the corpus.
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) datagrams: Vec<Vec<u8>>,
+    pub(crate) expected: Vec<Map<String, Value>>,
+    pub(crate) meta: Value,
+}
+
+/// The cases whose name begins so; none where the corpus is not there.
+pub(crate) fn corpus(prefix: &str) -> Vec<Case> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus/cases");
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let named = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(prefix);
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).filter(named).collect();
+    paths.sort();
+    let case = |path: PathBuf| {
+        let lines = std::fs::read_to_string(path.join("expected.jsonl")).unwrap();
+        Case {
+            name: path.file_name().unwrap().to_str().unwrap().to_owned(),
+            datagrams: payloads(&std::fs::read(path.join("input.pcap")).unwrap()),
+            expected: lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
+            meta: serde_json::from_str(&std::fs::read_to_string(path.join("meta.json")).unwrap()).unwrap(),
+        }
+    };
+    paths.into_iter().map(case).collect()
+}
+
+/// The UDP payloads of a classic little-endian pcap of Ethernet, IPv4 and UDP without options.
+fn payloads(pcap: &[u8]) -> Vec<Vec<u8>> {
+    let mut rest = &pcap[24..];
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let length = u32::from_le_bytes(rest[8..12].try_into().unwrap()) as usize;
+        found.push(rest[16 + 42..16 + length].to_vec());
+        rest = &rest[16 + length..];
+    }
+    found
+}
+
+/// What differs from the corpus' expectation, by the rules of its README. `strict`: NULL is not zero.
+pub(crate) fn differences(case: &Case, rows: &[Map<String, Value>], strict: bool) -> Vec<String> {
+    let mut found = Vec::new();
+    let allowed = &case.meta["expected"]["flow_records_allowed"];
+    let count = rows.len() as u64;
+    if count < allowed[0].as_u64().unwrap() || count > allowed[1].as_u64().unwrap() {
+        found.push(format!("{}: {count} rows, expected {allowed}", case.name));
+    }
+    for (number, (want, have)) in case.expected.iter().zip(rows).enumerate() {
+        for (field, want) in want {
+            let have = match (field.as_str(), field.strip_suffix("_ms")) {
+                (_, Some(stem)) => have
+                    .get(&format!("{stem}_time"))
+                    .map_or(Value::Null, |us| json!(us.as_i64().unwrap().div_euclid(1_000))),
+                _ => have.get(field).cloned().unwrap_or(Value::Null),
+            };
+            let zero = *want == json!(0)
+                || ["0.0.0.0", "::", "00:00:00:00:00:00"].iter().any(|zero| want == &json!(zero));
+            let same = match (&have, want) {
+                (Value::Number(have), Value::Number(want)) => have.as_f64() == want.as_f64(),
+                (Value::Null, _) => zero && !strict,
+                (have, want) => have == want,
+            };
+            if !same {
+                found.push(format!("{} row {}: {field} is {have}, expected {want}", case.name, number + 1));
+            }
+        }
+    }
+    found
+}

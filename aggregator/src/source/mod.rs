@@ -1,5 +1,7 @@
 //! The log as the aggregator reads it: ordered, offset-addressed, replayable partitions of messages.
 
+pub mod embedded;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -21,7 +23,8 @@ pub enum Payload {
     Batch { envelope: Envelope, body: Bytes },
     /// Something that is no batch (foreign, corrupt): counted, quarantined and passed over.
     Foreign { reason: String, bytes: Bytes },
-    /// Offsets from `from` up to this message's own are gone from the log (retention passed over them).
+    /// Offsets from `from` up to and with this message's own are gone from the log: retention passed over them, the
+    /// disk lost them, or the writer skipped them because it could not know whether they had been used.
     Gap { from: u64 },
 }
 

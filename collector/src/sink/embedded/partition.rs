@@ -94,6 +94,8 @@ pub(super) struct Partition {
     durable: bool,
     /// This boot of the machine; 0: unknown.
     boot: u64,
+    /// A segment that was left without a whole frame.
+    emptied: Option<u64>,
 }
 
 impl Partition {
@@ -132,6 +134,7 @@ impl Partition {
             rewrite: false,
             durable,
             boot: machine_boot(),
+            emptied: None,
         };
         partition.read_committed();
         partition.list()?;
@@ -146,6 +149,10 @@ impl Partition {
         }
         if let Some((last, _)) = partition.sealed.last_key_value() {
             partition.next = partition.next.max(last + 1);
+        }
+        if let Some(first) = partition.emptied.take().filter(|first| *first != partition.next) {
+            let path = partition.segment(first);
+            fs::remove_file(&path).map_err(io_error("remove the empty", &path))?;
         }
         match partition.create_segment(partition.next) {
             Ok(active) => {
@@ -205,8 +212,9 @@ impl Partition {
         file.sync_all().map_err(io_error("fsync", &path))?;
         self.next = end;
         if kept == 0 {
-            fs::remove_file(&path).map_err(io_error("remove the empty", &path))?;
+            // the file stays: a reader may have it open, and it may be needed again under its name
             self.sealed.remove(&first);
+            self.emptied = Some(first);
         } else if let Some(sealed) = self.sealed.get_mut(&first) {
             sealed.bytes = kept;
         }
@@ -317,13 +325,8 @@ impl Partition {
         if let Some(active) = self.active.take() {
             let path = self.segment(active.first);
             let kept = if self.mark.segment == active.first { self.mark.bytes } else { 0 };
-            if kept == 0 {
-                // its name may be needed again; what is left of it is truncated then
-                fs::remove_file(&path).or_else(|error| match error.kind() {
-                    io::ErrorKind::NotFound => Ok(()),
-                    _ => Err(failed("remove", &path)(error)),
-                })?;
-            } else {
+            // with nothing durable in it, its first offset is the first that is pending: it is truncated and used again
+            if kept > 0 {
                 active.file.set_len(kept).map_err(failed("cut", &path))?;
                 self.sealed.insert(active.first, Sealed { bytes: kept, newest_us: active.newest_us });
             }

@@ -1,10 +1,18 @@
 //! The collector: from UDP datagrams to acknowledged batches.
 //!
-//! Data flows one way: `receive` (sockets) → [`decode`] (datagram → [`columns`]) → `batch` (columns → `RecordBatch`) →
-//! [`sink`] (message → log). Beside the path: [`pcap`] reads and writes captures, [`generate`] makes synthetic exports.
+//! Data flows one way: [`receive`] (sockets) → [`decode`] (datagram → [`columns`]) → [`batch`] (columns →
+//! `RecordBatch`) → [`writer`] → [`sink`] (message → log). [`collect`] wires it together, [`metrics`] and [`admin`] tell
+//! what it does. Beside the path: [`pcap`] reads and writes captures, [`generate`] makes
+//! synthetic exports.
 
+pub mod admin;
+pub mod batch;
+pub mod collect;
 pub mod columns;
 pub mod decode;
 pub mod generate;
+pub mod metrics;
 pub mod pcap;
+pub mod receive;
 pub mod sink;
+pub mod writer;

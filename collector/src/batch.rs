@@ -1,0 +1,288 @@
+//! When a batch is closed: at so many rows, at so many bytes, or when its first row has waited long enough.
+//!
+//! A shard owns a [`Batcher`]; the decoder appends to its [`Batches`]. Nothing here reads a clock.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use serde::{Deserialize, Serialize};
+use weir_schemas::Table;
+use weir_schemas::envelope::Compression;
+
+use crate::decode::Batches;
+
+/// When batches are closed and how they are encoded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BatchConfig {
+    /// Rows at which a batch is closed.
+    pub max_rows: usize,
+    /// Bytes, encoded and compressed, that a message of the log may have. A Kafka broker takes 1 MiB by default.
+    pub max_bytes: usize,
+    /// How long a row waits at most for its batch to be closed; what SQL shows is at least that old.
+    pub max_age_ms: u64,
+    /// Compression of the Arrow buffers: `lz4`, `zstd` or `none`.
+    pub compression: Compression,
+}
+
+impl Default for BatchConfig {
+    fn default() -> Self {
+        BatchConfig {
+            max_rows: 65_536,
+            max_bytes: 900_000,
+            max_age_ms: 500,
+            compression: Compression::default(),
+        }
+    }
+}
+
+impl BatchConfig {
+    /// What is wrong, in words, with the key it is about.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.max_rows == 0 || self.max_rows > 1 << 20 {
+            problems.push("max_rows: must be 1 to 1048576".into());
+        }
+        if self.max_bytes < 16_384 {
+            problems.push("max_bytes: must be at least 16384, the datagrams are larger than that".into());
+        }
+        if self.max_age_ms == 0 || self.max_age_ms > 60_000 {
+            problems.push("max_age_ms: must be 1 to 60000".into());
+        }
+        problems
+    }
+}
+
+/// Why a batch was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CloseCause {
+    Rows,
+    Bytes,
+    Age,
+    /// The collector stops.
+    Stop,
+}
+
+impl CloseCause {
+    pub const ALL: [CloseCause; 4] =
+        [CloseCause::Rows, CloseCause::Bytes, CloseCause::Age, CloseCause::Stop];
+
+    /// The label of the metric.
+    pub const fn label(self) -> &'static str {
+        match self {
+            CloseCause::Rows => "rows",
+            CloseCause::Bytes => "bytes",
+            CloseCause::Age => "age",
+            CloseCause::Stop => "stop",
+        }
+    }
+
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// A batch on its way from a shard to the writer.
+#[derive(Debug, Clone)]
+pub struct Closed {
+    pub table: Table,
+    pub batch: RecordBatch,
+    pub cause: CloseCause,
+    /// Number of the shard: what keeps the batches of an exporter in order.
+    pub shard: u64,
+    /// Bytes in memory.
+    pub bytes: usize,
+}
+
+impl Closed {
+    pub fn rows(&self) -> u64 {
+        self.batch.num_rows() as u64
+    }
+}
+
+/// How much smaller a batch gets on its way to a message, by table: the writer measures it, the shards close their
+/// batches by it.
+#[derive(Debug)]
+pub struct SizeRatios([AtomicU32; Table::ALL.len()]);
+
+impl Default for SizeRatios {
+    fn default() -> Self {
+        // Until measured: as random traffic in lz4.
+        SizeRatios([const { AtomicU32::new(350) }; Table::ALL.len()])
+    }
+}
+
+impl SizeRatios {
+    /// Batches smaller than this say nothing about larger ones: most of their message is the schema.
+    const LEAST: usize = 65_536;
+
+    /// A batch of `raw` bytes became a message of `encoded` bytes.
+    pub fn observe(&self, table: Table, raw: usize, encoded: usize) {
+        if raw < Self::LEAST {
+            return;
+        }
+        let now = u32::try_from(encoded.saturating_mul(1_000) / raw).unwrap_or(u32::MAX).clamp(20, 1_500);
+        let ratio = &self.0[table as usize];
+        let before = ratio.load(Ordering::Relaxed);
+        // Worse counts at once, better by and by: a batch that has to be split is encoded twice.
+        let next = if now > before { now } else { (before * 7 + now) / 8 };
+        ratio.store(next, Ordering::Relaxed);
+    }
+
+    /// Bytes in memory at which a batch is about to exceed `max_bytes` as a message.
+    pub fn raw_limit(&self, table: Table, max_bytes: usize) -> usize {
+        let ratio = self.0[table as usize].load(Ordering::Relaxed).max(1) as usize;
+        max_bytes.saturating_mul(850) / ratio
+    }
+}
+
+/// The open batches of a shard and the rules for closing them.
+#[derive(Debug)]
+pub struct Batcher {
+    batches: Batches,
+    /// Since when a table has rows.
+    opened: [Option<Instant>; Table::ALL.len()],
+    max_rows: usize,
+    max_bytes: usize,
+    max_age: Duration,
+    shard: u64,
+}
+
+impl Batcher {
+    pub fn new(config: &BatchConfig, shard: u64) -> Batcher {
+        Batcher {
+            batches: Batches::new(),
+            opened: [None; Table::ALL.len()],
+            max_rows: config.max_rows,
+            max_bytes: config.max_bytes,
+            max_age: Duration::from_millis(config.max_age_ms),
+            shard,
+        }
+    }
+
+    /// Where the decoder appends.
+    pub fn batches(&mut self) -> &mut Batches {
+        &mut self.batches
+    }
+
+    /// Rows in the open batches.
+    pub fn open_rows(&mut self) -> u64 {
+        self.batches.all_mut().iter().map(|builder| builder.rows() as u64).sum()
+    }
+
+    /// When the next batch will be due by its age.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.opened.iter().flatten().min().map(|opened| *opened + self.max_age)
+    }
+
+    /// Closes what is due, after rows were appended or time has passed.
+    pub fn close_due(&mut self, now: Instant, ratios: &SizeRatios, emit: impl FnMut(Closed)) {
+        let (max_rows, max_bytes, max_age) = (self.max_rows, self.max_bytes, self.max_age);
+        self.close(emit, |builder, opened| {
+            let opened = opened.get_or_insert(now);
+            if builder.rows() >= max_rows {
+                Some(CloseCause::Rows)
+            } else if builder.bytes() >= ratios.raw_limit(builder.table(), max_bytes) {
+                Some(CloseCause::Bytes)
+            } else if now.saturating_duration_since(*opened) >= max_age {
+                Some(CloseCause::Age)
+            } else {
+                None
+            }
+        });
+    }
+
+    /// Closes everything, at the end.
+    pub fn close_all(&mut self, emit: impl FnMut(Closed)) {
+        self.close(emit, |_, _| Some(CloseCause::Stop));
+    }
+
+    fn close(
+        &mut self,
+        mut emit: impl FnMut(Closed),
+        mut due: impl FnMut(&crate::columns::Builder, &mut Option<Instant>) -> Option<CloseCause>,
+    ) {
+        for (builder, opened) in self.batches.all_mut().into_iter().zip(&mut self.opened) {
+            if builder.rows() == 0 {
+                continue;
+            }
+            let Some(cause) = due(builder, opened) else { continue };
+            let (table, bytes) = (builder.table(), builder.bytes());
+            *opened = None;
+            if let Some(batch) = builder.finish() {
+                emit(Closed { table, batch, cause, shard: self.shard, bytes });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_schemas::FlowColumn;
+
+    use super::*;
+
+    fn append(batcher: &mut Batcher, rows: usize) {
+        let flows = &mut batcher.batches().flows;
+        flows.ips(FlowColumn::SrcAddr.index()).push_n([7; 16], rows);
+        flows.u64s(FlowColumn::Bytes.index()).push_n(9, rows);
+        flows.advance(rows);
+    }
+
+    fn due(batcher: &mut Batcher, now: Instant) -> Vec<(CloseCause, u64)> {
+        let mut closed = Vec::new();
+        batcher.close_due(now, &SizeRatios::default(), |batch| closed.push((batch.cause, batch.rows())));
+        closed
+    }
+
+    #[test]
+    fn a_batch_closes_on_rows_bytes_or_age_whichever_is_first() {
+        let start = Instant::now();
+        let config =
+            BatchConfig { max_rows: 100_000, max_bytes: 900_000, max_age_ms: 500, ..BatchConfig::default() };
+        let mut batcher = Batcher::new(&config, 3);
+        assert_eq!((due(&mut batcher, start), batcher.next_due()), (vec![], None));
+        append(&mut batcher, 10);
+        assert_eq!(due(&mut batcher, start), []);
+        append(&mut batcher, 10);
+        let age = Duration::from_millis(500);
+        assert_eq!(due(&mut batcher, start + age - Duration::from_micros(1)), []);
+        assert_eq!(batcher.next_due(), Some(start + age));
+        assert_eq!(due(&mut batcher, start + age), [(CloseCause::Age, 20)]);
+        assert_eq!(batcher.next_due(), None);
+        // 24 bytes a row, 350 in a thousand expected on the wire: 90,000 rows are below 85 % of the limit, 95,000 not.
+        append(&mut batcher, 90_000);
+        assert_eq!(due(&mut batcher, start), []);
+        append(&mut batcher, 5_000);
+        assert_eq!(due(&mut batcher, start), [(CloseCause::Bytes, 95_000)]);
+        let config = BatchConfig { max_rows: 100, ..config };
+        let mut batcher = Batcher::new(&config, 3);
+        append(&mut batcher, 99);
+        assert_eq!(due(&mut batcher, start), []);
+        append(&mut batcher, 2);
+        assert_eq!(due(&mut batcher, start), [(CloseCause::Rows, 101)]);
+        append(&mut batcher, 1);
+        assert_eq!(batcher.open_rows(), 1);
+        let mut closed = Vec::new();
+        batcher.close_all(|batch| closed.push((batch.cause, batch.rows(), batch.shard)));
+        assert_eq!(closed, [(CloseCause::Stop, 1, 3)]);
+        assert_eq!((batcher.open_rows(), batcher.next_due()), (0, None));
+    }
+
+    #[test]
+    fn the_byte_limit_follows_what_the_writer_measures() {
+        let ratios = SizeRatios::default();
+        let at_first = ratios.raw_limit(Table::Flows, 900_000);
+        ratios.observe(Table::Flows, 1_000, 1_000);
+        assert_eq!(ratios.raw_limit(Table::Flows, 900_000), at_first, "too small to count");
+        ratios.observe(Table::Flows, 100_000, 100_000);
+        assert_eq!(ratios.raw_limit(Table::Flows, 900_000), 765_000);
+        assert_eq!(ratios.raw_limit(Table::Options, 900_000), at_first, "each table by itself");
+        for _ in 0..100 {
+            ratios.observe(Table::Flows, 1_000_000, 100_000);
+        }
+        let limit = ratios.raw_limit(Table::Flows, 900_000);
+        assert!((6_500_000..=7_700_000).contains(&limit), "{limit}");
+    }
+}

@@ -1,0 +1,284 @@
+//! From the sockets to closed batches: the receive threads.
+//!
+//! One plain thread a shard. It waits on its sockets of all ports at once (`ppoll`), takes what each has
+//! (`recvmmsg` into a [`Ring`]), decodes every datagram into the open batches, closes what is due and pushes it to the
+//! writer's queue. A thread for each socket instead would need no `ppoll`, but as many decoders and open batches as
+//! ports: smaller batches, more threads than cores, and an exporter that uses two ports decoded in two places.
+//!
+//! A shard never waits for anything but datagrams: the queue drops rather than block, the quarantine is bounded.
+
+pub mod quarantine;
+pub mod socket;
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use weir_schemas::Table;
+
+use crate::batch::{Batcher, Closed, SizeRatios};
+use crate::decode::{DatagramMeta, Decoder};
+use crate::metrics::{ExporterFeed, ShardStats};
+use crate::writer::Queue;
+use quarantine::Quarantine;
+use socket::{Datagram, RING_SLOTS, Ring, Socket};
+
+/// How often a shard does what is due by the clock.
+const TICK: Duration = Duration::from_secs(1);
+/// How long a shard waits at most before it looks around (for the signal to stop).
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+/// How often a socket that has more is read before the next one has its turn.
+const ROUNDS: usize = 8;
+/// After the signal to stop, a shard reads what came before it; at most for this long.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Tells the shards to stop: they still take what the kernel received before.
+#[derive(Debug, Default)]
+pub struct StopSignal(AtomicI64);
+
+impl StopSignal {
+    /// Stop now. What arrives later stays in the sockets.
+    pub fn stop(&self) {
+        self.0.store(now_us().max(1), Ordering::Release);
+    }
+
+    /// When [`StopSignal::stop`] was called, µs since 1970 UTC.
+    pub fn stopped_us(&self) -> Option<i64> {
+        Some(self.0.load(Ordering::Acquire)).filter(|at| *at != 0)
+    }
+}
+
+/// The clock, µs since 1970 UTC.
+pub(crate) fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// What a shard needs.
+#[derive(Debug)]
+pub struct ShardParts {
+    /// Its number, from 0.
+    pub index: u64,
+    /// Its socket of each listen address.
+    pub sockets: Vec<Arc<Socket>>,
+    pub decoder: Decoder,
+    pub batcher: Batcher,
+    pub ratios: Arc<SizeRatios>,
+    pub queue: Arc<Queue>,
+    pub quarantine: Arc<Quarantine>,
+    pub stats: Arc<ShardStats>,
+    pub stop: Arc<StopSignal>,
+}
+
+/// A shard; [`Shard::run`] is its thread.
+#[derive(Debug)]
+pub struct Shard {
+    ring: Ring,
+    ready: Vec<bool>,
+    work: Work,
+}
+
+/// All of a shard but its ring, which lends the datagrams that this works on.
+#[derive(Debug)]
+struct Work {
+    parts: ShardParts,
+    counts: ShardCounts,
+    feed: ExporterFeed,
+}
+
+/// What a shard counts by itself, beside its decoder.
+#[derive(Debug, Clone, Default)]
+pub struct ShardCounts {
+    /// By socket: datagrams and bytes.
+    pub received: Vec<(u64, u64)>,
+    /// Datagrams that were longer than the ring's slot; not decoded.
+    pub truncated: u64,
+    /// Datagrams that made the decoder panic.
+    pub panics: u64,
+    /// Rows appended, by table.
+    pub rows: [u64; Table::ALL.len()],
+    /// Rows closed, by table.
+    pub closed_rows: [u64; Table::ALL.len()],
+    /// Calls of `recvmmsg`, those that filled the ring, and those that failed.
+    pub calls: u64,
+    pub full_calls: u64,
+    pub errors: u64,
+}
+
+impl Shard {
+    pub fn new(parts: ShardParts) -> Shard {
+        let counts = ShardCounts { received: vec![(0, 0); parts.sockets.len()], ..ShardCounts::default() };
+        let feed = ExporterFeed::new(Arc::clone(parts.stats.exporters()));
+        Shard { ring: Ring::new(), ready: Vec::new(), work: Work { parts, counts, feed } }
+    }
+
+    /// Receives until told to stop, then drains the sockets and closes all batches.
+    pub fn run(mut self) {
+        let mut next_tick = Instant::now() + TICK;
+        let mut stopping: Option<Instant> = None;
+        loop {
+            let stop_us = self.work.parts.stop.stopped_us();
+            if stop_us.is_some() && stopping.is_none() {
+                stopping = Some(Instant::now() + DRAIN_LIMIT);
+            }
+            let drained = self.receive_ready(self.wait_time(next_tick, stop_us), stop_us);
+            let now = Instant::now();
+            if now >= next_tick {
+                self.work.tick();
+                next_tick = now + TICK;
+            }
+            self.work.close(|batcher, ratios, emit| batcher.close_due(now, ratios, emit));
+            if stopping.is_some_and(|limit| drained || now >= limit) {
+                break;
+            }
+            self.work.publish();
+        }
+        self.work.tick();
+        self.work.close(|batcher, _, emit| batcher.close_all(emit));
+        self.work.publish();
+    }
+
+    fn wait_time(&self, next_tick: Instant, stop_us: Option<i64>) -> Duration {
+        if stop_us.is_some() {
+            return Duration::ZERO;
+        }
+        let due = self.work.parts.batcher.next_due().map_or(next_tick, |due| due.min(next_tick));
+        due.saturating_duration_since(Instant::now()).min(LONGEST_WAIT)
+    }
+
+    /// One round over the sockets that have something. True where none had anything more from before `stop_us`.
+    fn receive_ready(&mut self, wait: Duration, stop_us: Option<i64>) -> bool {
+        if let Err(error) = socket::wait(&self.work.parts.sockets, wait, &mut self.ready) {
+            self.work.failed("wait for datagrams", &error);
+            return false;
+        }
+        let mut drained = true;
+        for index in 0..self.work.parts.sockets.len() {
+            if !self.ready.get(index).copied().unwrap_or(false) {
+                continue;
+            }
+            for round in 0..ROUNDS {
+                let (count, newest_us) = self.receive(index);
+                if count < RING_SLOTS || stop_us.is_some_and(|stop| newest_us > stop) {
+                    break;
+                }
+                drained &= round + 1 < ROUNDS;
+            }
+        }
+        drained
+    }
+
+    /// One system call on one socket, and the datagrams it gave. Returns how many, and when the last one arrived.
+    fn receive(&mut self, index: usize) -> (usize, i64) {
+        let Shard { ring, work, .. } = self;
+        let socket = &work.parts.sockets[index];
+        let local_port = socket.local_addr().port();
+        let count = match ring.receive(socket) {
+            Ok(count) => count,
+            Err(error) => {
+                work.failed("receive datagrams", &error);
+                return (0, 0);
+            }
+        };
+        work.counts.calls += 1;
+        work.counts.full_calls += u64::from(count == RING_SLOTS);
+        let mut newest_us = 0;
+        let mut bytes = 0;
+        for datagram in ring.datagrams() {
+            newest_us = datagram.received_us.unwrap_or_else(now_us);
+            bytes += datagram.bytes.len() as u64;
+            work.decode(&datagram, local_port, newest_us);
+        }
+        let received = &mut work.counts.received[index];
+        received.0 += count as u64;
+        received.1 += bytes;
+        (count, newest_us)
+    }
+}
+
+impl Work {
+    fn decode(&mut self, datagram: &Datagram<'_>, local_port: u16, received_us: i64) {
+        if datagram.truncated {
+            self.counts.truncated += 1;
+            return;
+        }
+        let meta = DatagramMeta {
+            sender: datagram.sender,
+            sender_port: datagram.sender_port,
+            local_port,
+            received_us,
+        };
+        let ShardParts { decoder, batcher, .. } = &mut self.parts;
+        // What a panic leaves behind is safe to go on with: half a row is rolled back below, the decoder's own state
+        // is counters and caches that are valid in any state.
+        let decode = AssertUnwindSafe(|| decoder.decode(datagram.bytes, &meta, batcher.batches()));
+        match catch_unwind(decode) {
+            Ok(outcome) => {
+                for (total, rows) in self.counts.rows.iter_mut().zip(outcome.rows) {
+                    *total += u64::from(rows);
+                }
+            }
+            Err(_) => self.panicked(datagram.bytes, &meta),
+        }
+    }
+
+    fn panicked(&mut self, datagram: &[u8], meta: &DatagramMeta) {
+        self.counts.panics += 1;
+        // Rows that were complete before the panic stay, and are counted here: the decoder could not.
+        let totals = self.counts.rows.iter_mut().zip(self.counts.closed_rows);
+        for (builder, (total, closed)) in self.parts.batcher.batches().all_mut().into_iter().zip(totals) {
+            builder.rollback();
+            *total = closed + builder.rows() as u64;
+        }
+        let kept = self.parts.quarantine.keep(datagram, meta);
+        tracing::error!(
+            exporter = %meta.sender,
+            bytes = datagram.len(),
+            kept = matches!(kept, Ok(true)),
+            directory = %self.parts.quarantine.directory().display(),
+            "the decoder panicked on a datagram: please report it with the file"
+        );
+        if let Err(error) = kept {
+            tracing::warn!(%error, "cannot keep the datagram");
+        }
+    }
+
+    fn tick(&mut self) {
+        let ShardParts { decoder, batcher, .. } = &mut self.parts;
+        let rows = |batcher: &mut Batcher| batcher.batches().all_mut().map(|builder| builder.rows() as u64);
+        let before = rows(batcher);
+        let ticked = catch_unwind(AssertUnwindSafe(|| decoder.tick(now_us(), batcher.batches())));
+        if ticked.is_err() {
+            tracing::error!("the decoder panicked in its own upkeep");
+            batcher.batches().all_mut().into_iter().for_each(crate::columns::Builder::rollback);
+        }
+        for (total, (after, before)) in self.counts.rows.iter_mut().zip(rows(batcher).iter().zip(before)) {
+            *total += after - before;
+        }
+        self.feed.update(decoder.exporters());
+    }
+
+    fn close(&mut self, close: impl FnOnce(&mut Batcher, &SizeRatios, &mut dyn FnMut(Closed))) {
+        let ShardParts { batcher, ratios, queue, .. } = &mut self.parts;
+        let closed_rows = &mut self.counts.closed_rows;
+        close(batcher, ratios, &mut |closed| {
+            closed_rows[closed.table as usize] += closed.rows();
+            queue.push(closed);
+        });
+    }
+
+    fn publish(&mut self) {
+        self.parts.stats.publish(&self.counts, self.parts.decoder.counters());
+    }
+
+    fn failed(&mut self, what: &str, error: &io::Error) {
+        if self.counts.errors.is_power_of_two() || self.counts.errors == 0 {
+            tracing::error!(shard = self.parts.index, %error, errors = self.counts.errors + 1, "cannot {what}");
+        }
+        self.counts.errors += 1;
+        // A socket that keeps failing must not take the whole core.
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

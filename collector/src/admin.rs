@@ -114,7 +114,10 @@ impl Admin {
         }
         if let Ok(metadata) = std::fs::symlink_metadata(path) {
             if !metadata.file_type().is_socket() {
-                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is there"));
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    "a file that is no socket is there",
+                ));
             }
             if UnixStream::connect(path).await.is_ok() {
                 let text = "another collector runs on this data directory";

@@ -65,8 +65,7 @@ pub enum CloseCause {
 }
 
 impl CloseCause {
-    pub const ALL: [CloseCause; 4] =
-        [CloseCause::Rows, CloseCause::Bytes, CloseCause::Age, CloseCause::Stop];
+    pub const ALL: [CloseCause; 4] = [CloseCause::Rows, CloseCause::Bytes, CloseCause::Age, CloseCause::Stop];
 
     /// The label of the metric.
     pub const fn label(self) -> &'static str {

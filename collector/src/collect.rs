@@ -256,8 +256,7 @@ impl Collector {
         let Collector { shards, writer, queue, stop, shared, admin, data_dir } = self;
         let path = Self::admin_socket(&data_dir);
         let server = admin.bind_unix(&path).await;
-        let server =
-            server.map_err(|source| CollectorError::File { what: "listen on", path, source })?;
+        let server = server.map_err(|source| CollectorError::File { what: "listen on", path, source })?;
         let server = tokio::spawn(server.serve());
         let writer = start("writer".into(), move || writer.run())?;
         let names = (0..).map(|index| format!("shard-{index}"));
@@ -383,3 +382,7 @@ fn machine_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     Some(name.trim()).filter(|name| !name.is_empty()).unwrap_or("localhost").to_owned()
 }
+
+#[cfg(test)]
+#[path = "collect_tests.rs"]
+mod tests;

@@ -2,8 +2,7 @@
 //!
 //! Data flows one way: [`receive`] (sockets) → [`decode`] (datagram → [`columns`]) → [`batch`] (columns →
 //! `RecordBatch`) → [`writer`] → [`sink`] (message → log). [`collect`] wires it together, [`metrics`] and [`admin`] tell
-//! what it does. Beside the path: [`pcap`] reads and writes captures, [`generate`] makes
-//! synthetic exports.
+//! what it does. Beside the path: [`pcap`] reads and writes captures, [`generate`] makes synthetic exports.
 
 pub mod admin;
 pub mod batch;
@@ -16,3 +15,6 @@ pub mod pcap;
 pub mod receive;
 pub mod sink;
 pub mod writer;
+
+#[cfg(test)]
+mod testing;

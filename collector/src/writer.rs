@@ -335,16 +335,24 @@ impl Writer {
             } else {
                 IDLE
             };
-            match self.queue.pop(wait) {
-                Popped::Batch(closed) => self.encode(closed),
-                Popped::Nothing => {}
-                Popped::End => return self.finish(),
+            if !self.step(wait) {
+                return self.finish();
             }
-            self.offer();
-            self.trim();
-            let acknowledged = self.sink.poll(Duration::ZERO);
-            self.queue.state.lock().counters.acknowledge(acknowledged);
         }
+    }
+
+    /// One batch, if one comes within `wait`, and what is due besides. False once the queue is closed and empty.
+    fn step(&mut self, wait: Duration) -> bool {
+        match self.queue.pop(wait) {
+            Popped::Batch(closed) => self.encode(closed),
+            Popped::Nothing => {}
+            Popped::End => return false,
+        }
+        self.offer();
+        self.trim();
+        let acknowledged = self.sink.poll(Duration::ZERO);
+        self.queue.state.lock().counters.acknowledge(acknowledged);
+        true
     }
 
     fn encode(&mut self, closed: Closed) {
@@ -496,3 +504,7 @@ impl Writer {
         lost
     }
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

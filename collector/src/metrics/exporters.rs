@@ -38,11 +38,7 @@ pub struct ExporterTable {
 
 impl ExporterTable {
     pub fn new(max_labels: usize) -> ExporterTable {
-        ExporterTable {
-            tables: Mutex::default(),
-            max_labels,
-            feeds: std::sync::atomic::AtomicU64::new(0),
-        }
+        ExporterTable { tables: Mutex::default(), max_labels, feeds: std::sync::atomic::AtomicU64::new(0) }
     }
 }
 
@@ -116,7 +112,7 @@ macro_rules! counters {
 counters! {
     datagrams datagram_bytes flows options_records counter_samples templates template_misses sets_replayed
     sets_expired rejected sequence_expected sequence_lost sequence_reordered sequence_resets sequence_uncertain
-    agent_drops
+    agent_drops samples_expected samples_lost records_skipped
 }
 
 #[cfg(test)]

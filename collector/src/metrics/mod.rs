@@ -148,7 +148,8 @@ impl CollectorMetrics {
             let Published { counts, decode, .. } = shard.published();
             ledger.datagrams_received += counts.received.iter().map(|(datagrams, _)| datagrams).sum::<u64>();
             ledger.datagrams_decoded += decode.decoded;
-            ledger.datagrams_rejected += decode.rejected.iter().sum::<u64>() + counts.panics + counts.truncated;
+            ledger.datagrams_rejected +=
+                decode.rejected.iter().sum::<u64>() + counts.panics + counts.truncated;
             ledger.rows_decoded += counts.rows.iter().sum::<u64>();
             ledger.rows_open += counts.rows.iter().sum::<u64>() - counts.closed_rows.iter().sum::<u64>();
         }

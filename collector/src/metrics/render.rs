@@ -193,20 +193,13 @@ impl Sources {
         out.gauges(
             "weir_collector_exporters",
             "Exporters (address, domain and protocol) known: established, or new and on probation.",
-            [
-                (label("state", "established"), known.0 as f64),
-                (label("state", "probation"), known.1 as f64),
-            ],
+            [(label("state", "established"), known.0 as f64), (label("state", "probation"), known.1 as f64)],
         )?;
         let sum = |pick: fn(&Counters) -> u64| {
             tables.series.values().fold(0_u64, |sum, series| sum.wrapping_add(pick(&series.counters)))
         };
         let misses = sum(|c| c.template_misses);
-        out.counter(
-            "weir_collector_template_misses",
-            "Data sets that came before their template.",
-            misses,
-        )?;
+        out.counter("weir_collector_template_misses", "Data sets that came before their template.", misses)?;
         let given_up = sum(|c| c.sets_replayed) + sum(|c| c.sets_expired);
         out.gauge(
             "weir_collector_pending_sets",
@@ -214,7 +207,10 @@ impl Sources {
             misses.saturating_sub(given_up),
         )?;
         let by_exporter = |pick: fn(&Counters) -> u64| {
-            tables.series.iter().map(move |(exporter, series)| (exporter_label(exporter), pick(&series.counters)))
+            tables
+                .series
+                .iter()
+                .map(move |(exporter, series)| (exporter_label(exporter), pick(&series.counters)))
         };
         for (name, help, pick) in EXPORTER_COUNTERS {
             out.counters(name, help, by_exporter(*pick))?;
@@ -224,6 +220,12 @@ impl Sources {
             "Units (records or datagrams, as the protocol counts) that were lost before they got here. Goes down where \
              one that was missing comes late.",
             by_exporter(|c| c.sequence_lost).map(|(labels, lost)| (labels, lost.cast_signed() as f64)),
+        )?;
+        out.gauges(
+            "weir_exporter_samples_lost",
+            "sFlow samples that are missing by their data source's numbers, with the datagram or in the agent. Goes down \
+             where one comes late.",
+            by_exporter(|c| c.samples_lost).map(|(labels, lost)| (labels, lost.cast_signed() as f64)),
         )?;
         let known = |pick: fn(&Series) -> Option<f64>| {
             tables.series.iter().filter_map(move |(exporter, series)| {
@@ -251,7 +253,8 @@ impl Sources {
         out.counters(
             "weir_collector_batches_closed",
             "Batches closed, by what made them due.",
-            CloseCause::ALL.map(|cause| (label("cause", cause.label()), writer.closed_batches[cause.index()])),
+            CloseCause::ALL
+                .map(|cause| (label("cause", cause.label()), writer.closed_batches[cause.index()])),
         )?;
         out.histogram("weir_collector_batch_rows", "Rows of closed batches.", &writer.batch_rows)?;
         out.histogram("weir_log_message_bytes", "Size of encoded messages.", &writer.message_bytes)?;
@@ -342,6 +345,10 @@ const EXPORTER_COUNTERS: &[ExporterCounter] = &[
         |c| c.sequence_uncertain,
     ),
     ("weir_exporter_agent_drops", "sFlow samples that the agent dropped itself.", |c| c.agent_drops),
+    ("weir_exporter_samples_expected", "sFlow samples by the numbers of their data sources.", |c| {
+        c.samples_expected
+    }),
+    ("weir_exporter_records_skipped", "sFlow samples and records of unknown format.", |c| c.records_skipped),
 ];
 
 fn rejected(shards: &[Published], pick: fn(&Published) -> &[u64]) -> Vec<(Labels<1>, u64)> {
@@ -383,7 +390,8 @@ fn decode(out: &mut Out<'_>, shards: &[Published]) -> fmt::Result {
 }
 
 fn ledger(out: &mut Out<'_>, shards: &[Published], writer: &WriterCounters) -> fmt::Result {
-    let received = shards.iter().flat_map(|shard| &shard.counts.received).map(|(datagrams, _)| datagrams).sum();
+    let received =
+        shards.iter().flat_map(|shard| &shard.counts.received).map(|(datagrams, _)| datagrams).sum();
     out.counter("weir_ledger_datagrams_received", "Datagrams taken from the kernel.", received)?;
     let decoded = shards.iter().map(|shard| shard.decode.decoded).sum();
     out.counter("weir_ledger_datagrams_decoded", "Of those, decoded at least in part.", decoded)?;

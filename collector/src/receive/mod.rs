@@ -282,3 +282,6 @@ impl Work {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -75,7 +75,9 @@ pub struct SocketError {
 impl SocketError {
     fn new(what: &'static str, address: impl ToString, source: io::Error) -> SocketError {
         let hint = match source.kind() {
-            io::ErrorKind::AddrInUse => " (another program receives there: stop it, or listen on another port)",
+            io::ErrorKind::AddrInUse => {
+                " (another program receives there: stop it, or listen on another port)"
+            }
             io::ErrorKind::AddrNotAvailable => " (no interface of this machine has that address)",
             io::ErrorKind::PermissionDenied => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
             _ => "",
@@ -174,25 +176,10 @@ impl Socket {
         Ok(Socket { fd, local, granted, drops: Mutex::new((0, 0)) })
     }
 
-    /// Takes over the descriptor of that number, which the process was started with.
-    ///
-    /// # Errors
-    /// Where the number is no open descriptor, or none of a bound UDP socket.
+    /// [`take_inherited`], for a socket.
     pub fn from_inherited(number: RawFd) -> Result<Socket, SocketError> {
         let refused = |source| SocketError::new("take over", format!("descriptor {number}"), source);
-        if number <= libc::STDERR_FILENO {
-            return Err(refused(io::Error::from_raw_os_error(libc::EBADF)));
-        }
-        // SAFETY: F_GETFD only reads a flag; a number that is not open gives EBADF.
-        if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-            return Err(refused(io::Error::last_os_error()));
-        }
-        // SAFETY: it is open, and the caller passes a number that was handed to this process for this purpose, once:
-        // nothing else in the process owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(number) };
-        let socket = Socket::from_fd(fd)?;
-        socket.set_inheritable(false)?;
-        Ok(socket)
+        Socket::from_fd(take_inherited(number).map_err(refused)?)
     }
 
     /// Whether a program that this process executes gets the socket too (it does not by default).
@@ -246,6 +233,26 @@ impl Socket {
     }
 }
 
+/// Takes over the descriptor of that number, which the process was started with: a socket, a listener. Children of this
+/// process will not have it. To be called once for a number, before the process opens anything that could have it.
+///
+/// # Errors
+/// Where the number is no open descriptor, or one of the three standard streams.
+pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    if number <= libc::STDERR_FILENO {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: F_GETFD only reads a flag; a number that is not open gives EBADF.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and the caller passes a number that was handed to this process for this purpose, once: nothing
+    // else in the process owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    socket2::SockRef::from(&fd).set_cloexec(true)?;
+    Ok(fd)
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -286,12 +293,8 @@ fn steering_program(shards: u32) -> Vec<libc::sock_filter> {
     const LD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     const LD_WORD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     const ALU: u32 = libc::BPF_ALU;
-    let op = |code: u32, k: u32| libc::sock_filter {
-        code: u16::try_from(code).unwrap_or(0),
-        jt: 0,
-        jf: 0,
-        k,
-    };
+    let op =
+        |code: u32, k: u32| libc::sock_filter { code: u16::try_from(code).unwrap_or(0), jt: 0, jf: 0, k };
     // The program sees the datagram from its UDP payload on; what is before is at offsets from SKF_NET_OFF.
     let net = |offset: i32| (libc::SKF_NET_OFF + offset).cast_unsigned();
     let constant = libc::BPF_K;
@@ -339,7 +342,8 @@ fn attach_steering(fd: BorrowedFd<'_>, shards: usize) -> io::Result<()> {
 
 /// Waits until one of `sockets` has something, up to `timeout`; sets `ready` for each that has.
 pub fn wait(sockets: &[impl AsRawFd], timeout: Duration, ready: &mut Vec<bool>) -> io::Result<()> {
-    let entry = |socket: &_| libc::pollfd { fd: AsRawFd::as_raw_fd(socket), events: libc::POLLIN, revents: 0 };
+    let entry =
+        |socket: &_| libc::pollfd { fd: AsRawFd::as_raw_fd(socket), events: libc::POLLIN, revents: 0 };
     let mut entries: Vec<libc::pollfd> = sockets.iter().map(entry).collect();
     let timeout = libc::timespec {
         tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),

@@ -1,0 +1,148 @@
+use std::net::UdpSocket;
+use std::time::Instant;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::testing::{Memory, MemorySink};
+
+fn config() -> CollectorConfig {
+    let mut config = CollectorConfig::default();
+    config.name = Some("c1".into());
+    config.listen.udp = vec!["127.0.0.1:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap()];
+    config.receive = ReceiveConfig { shards: 2, buffer_bytes: 4 << 20, steer: Steer::Exporter };
+    config.batch.max_age_ms = 50;
+    config
+}
+
+struct Running {
+    ports: Vec<SocketAddr>,
+    memory: Arc<parking_lot::Mutex<Memory>>,
+    admin: Admin,
+    stop: oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<Result<Summary, CollectorError>>,
+}
+
+fn run(config: &CollectorConfig, data_dir: &Path) -> Running {
+    let sockets = config.bind().unwrap();
+    let mut ports: Vec<SocketAddr> = sockets.iter().map(Socket::local_addr).collect();
+    ports.dedup();
+    let sink = MemorySink::default();
+    let memory = Arc::clone(&sink.0);
+    let deps = CollectorDeps { data_dir: data_dir.to_owned(), sockets, sink: Box::new(sink) };
+    let collector = Collector::new(config, deps).unwrap();
+    let admin = collector.admin().clone();
+    let (stop, stopped) = oneshot::channel();
+    let task = tokio::spawn(collector.run(async move {
+        let _ = stopped.await;
+    }));
+    Running { ports, memory, admin, stop, task }
+}
+
+async fn get(data_dir: &Path, request: &str) -> String {
+    let mut stream = UnixStream::connect(Collector::admin_socket(data_dir)).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+async fn until(what: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !what() {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The value of a metric in OpenMetrics text.
+fn value(text: &str, series: &str) -> f64 {
+    let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+    line.unwrap_or_else(|| panic!("no {series} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_datagram_is_accounted_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let running = run(&config(), directory.path());
+    until(|| running.admin.not_ready().is_none()).await;
+    let senders: Vec<UdpSocket> =
+        (1..=8).map(|n| UdpSocket::bind((format!("127.0.6.{n}"), 0)).unwrap()).collect();
+    for n in 0..2_000_usize {
+        senders[n % 8].send_to(&[255; 50], running.ports[n % 2]).unwrap();
+    }
+    // Stopped at once: what the kernel has is still taken.
+    running.stop.send(()).unwrap();
+    let summary = running.task.await.unwrap().unwrap();
+    assert_eq!(summary.ledger.datagrams_received + summary.kernel_drops, 2_000);
+    assert_eq!(summary.kernel_drops, 0);
+    assert_eq!(summary.ledger.datagrams_rejected, 2_000);
+    assert!(summary.ledger.balances(), "{summary:?}");
+    let text = running.admin.metrics().render();
+    for port in &running.ports {
+        assert_eq!(
+            value(&text, &format!("weir_collector_datagrams_total{{port=\"{}\"}}", port.port())),
+            1_000.0
+        );
+    }
+    assert_eq!(value(&text, "weir_ledger_datagrams_rejected_total{reason=\"unknown_version\"}"), 2_000.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_admin_socket_answers() {
+    let directory = tempfile::tempdir().unwrap();
+    let running = run(&config(), directory.path());
+    until(|| running.admin.not_ready().is_none()).await;
+    let metrics = get(directory.path(), "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(
+        metrics.starts_with("HTTP/1.1 200 OK\r\nContent-Type: application/openmetrics-text"),
+        "{metrics}"
+    );
+    assert!(metrics.ends_with("# EOF\n"));
+    assert!(get(directory.path(), "GET /healthz HTTP/1.0\r\n\r\n").await.ends_with("\r\n\r\nok\n"));
+    assert!(get(directory.path(), "GET /readyz?x HTTP/1.1\r\n\r\n").await.contains("200 OK"));
+    assert!(get(directory.path(), "HEAD /readyz HTTP/1.1\r\n\r\n").await.ends_with("\r\n\r\n"));
+    assert!(get(directory.path(), "GET /etc/passwd HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 404"));
+    assert!(get(directory.path(), "POST /metrics HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 405"));
+    // A request without end: the connection is closed, whatever of it was written.
+    let mut stream = UnixStream::connect(Collector::admin_socket(directory.path())).await.unwrap();
+    let _ = stream.write_all(&[b'x'; 20_000]).await;
+    assert!(!matches!(stream.read_to_string(&mut String::new()).await, Ok(1..)));
+    // A second collector on the same directory is refused, and does not take the first one's socket away.
+    let second = run(&config(), directory.path());
+    let error = second.task.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("another collector runs"), "{error}");
+    assert!(get(directory.path(), "GET /readyz HTTP/1.1\r\n\r\n").await.contains("200 OK"));
+    running.stop.send(()).unwrap();
+    running.task.await.unwrap().unwrap();
+    assert!(!Collector::admin_socket(directory.path()).exists());
+    assert_eq!(running.admin.answer("/readyz").body, "not ready: stopping\n");
+    // One that was killed leaves its file behind: no hindrance.
+    std::os::unix::net::UnixListener::bind(Collector::admin_socket(directory.path())).map(drop).unwrap();
+    let third = run(&config(), directory.path());
+    until(|| third.admin.not_ready().is_none()).await;
+    third.stop.send(()).unwrap();
+    third.task.await.unwrap().unwrap();
+    drop(running.memory);
+}
+
+#[test]
+fn a_configuration_that_cannot_work_says_which_key() {
+    let mut config = CollectorConfig::default();
+    assert!(config.problems().is_empty());
+    config.listen.udp = vec!["[::]:2055".parse().unwrap(), "[::]:2055".parse().unwrap()];
+    config.batch.max_rows = 0;
+    config.writer.queue_bytes = 1;
+    config.decode.max_fields = 0;
+    let problems = config.problems().join("\n");
+    for key in ["listen.udp", "batch.max_rows", "writer.queue_bytes", "decode.max_fields"] {
+        assert!(problems.contains(key), "{problems}");
+    }
+    assert!(serde_json::from_str::<CollectorConfig>(r#"{"receive": {"shard": 1}}"#).is_err());
+    let config: CollectorConfig =
+        serde_json::from_str(r#"{"listen": {"udp": ["0.0.0.0:9995"]}, "receive": {"steer": "flow"}}"#)
+            .unwrap();
+    assert_eq!(config.receive.steer, Steer::Flow);
+}

@@ -1,0 +1,63 @@
+//! The offline tools: `decode`, `replay` and `generate`. Each has its clap `Args` and `run(&Args)`.
+
+pub(crate) mod decode;
+pub(crate) mod generate;
+pub(crate) mod replay;
+
+mod input;
+mod pace;
+mod rows;
+mod target;
+
+use std::io;
+use std::process::ExitCode;
+
+/// Why a tool gave up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ToolError {
+    /// What was asked for makes no sense: exit status 2.
+    #[error("{0}")]
+    Usage(String),
+    /// It did not work: exit status 1.
+    #[error("{0}")]
+    Failed(String),
+    /// Whoever reads the output has gone (`| head`): nothing to complain about.
+    #[error("the output was closed")]
+    OutputClosed,
+}
+
+impl ToolError {
+    /// The exit status that scripts rely on.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self {
+            ToolError::Usage(_) => ExitCode::from(2),
+            ToolError::Failed(_) => ExitCode::from(1),
+            ToolError::OutputClosed => ExitCode::SUCCESS,
+        }
+    }
+
+    fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> ToolError {
+        move |error| ToolError::Failed(format!("{what}: {error}"))
+    }
+
+    /// An error of writing the results.
+    fn output(error: io::Error) -> ToolError {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => ToolError::OutputClosed,
+            _ => ToolError::Failed(format!("writing the output: {error}")),
+        }
+    }
+}
+
+/// Runs a tool and reports how it ended, on stderr and as exit status.
+pub(crate) fn report(result: Result<(), ToolError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if !matches!(error, ToolError::OutputClosed) {
+                eprintln!("weir: {error}");
+            }
+            error.exit_code()
+        }
+    }
+}

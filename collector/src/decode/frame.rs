@@ -633,20 +633,29 @@ fn chunk2(bytes: &[u8], at: usize) -> Option<(u16, u16)> {
     Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
 }
 
+/// IPv4 and not a frame to a MAC that begins with 4: 45 would be a group address.
 fn looks_like_ipv4(bytes: &[u8]) -> bool {
     match bytes {
-        [first, _, l0, l1, ..] => {
-            let total = u16::from_be_bytes([*l0, *l1]);
-            first & 0x0f >= 5 && (total == 0 || total >= 20)
-        }
-        _ => true,
+        [0x45, _, l0, l1, ..] => !matches!(u16::from_be_bytes([*l0, *l1]), 1..20),
+        [first, ..] => first & 0x0f >= 5 && !surely_ethernet(bytes),
+        [] => false,
     }
 }
 
+/// IPv6 and not a frame to a MAC that begins with 6, whose type is where IPv6 has a part of the source address.
 fn looks_like_ipv6(bytes: &[u8]) -> bool {
-    // a frame to a MAC that begins with 6 has its type where IPv6 has a part of the source address
-    let unassigned = bytes.get(6).is_some_and(|next| *next > 143);
-    !(unassigned && looks_like_ethernet(bytes))
+    !surely_ethernet(bytes)
+}
+
+/// True where an Ethernet type is followed by what it announces.
+fn surely_ethernet(bytes: &[u8]) -> bool {
+    match bytes.get(12..) {
+        Some([8, 0, first, ..]) => (0x45..0x50).contains(first),
+        Some([0x86, 0xdd, first, ..]) => first >> 4 == 6,
+        Some([0x81, 0, _, _, 8, 0, first, ..]) => (0x45..0x50).contains(first),
+        Some([0x81, 0, _, _, 0x86, 0xdd, first, ..]) => first >> 4 == 6,
+        _ => false,
+    }
 }
 
 /// True where bytes 12 and 13 are an Ethernet type that pseudowires carry, or a length with an LLC header behind it.
@@ -754,3 +763,6 @@ impl Frame {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

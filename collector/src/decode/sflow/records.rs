@@ -39,13 +39,11 @@ impl<'a> Records<'a> {
                 context.bad += 1;
                 break;
             };
-            if records.get(format).is_some() {
+            if records.len == MAX_RECORDS || records.get(format).is_some() {
                 context.skipped += 1;
             } else if let Some(slot) = records.found.get_mut(records.len) {
                 *slot = (format, bytes);
                 records.len += 1;
-            } else {
-                context.skipped += 1;
             }
         }
         records

@@ -40,7 +40,10 @@ impl Ended {
 pub fn program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let standard = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
-    let found = std::env::split_paths(&path).chain(standard).map(|folder| folder.join(name)).find(|path| path.is_file());
+    let found = std::env::split_paths(&path)
+        .chain(standard)
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file());
     let package = PACKAGES.iter().find(|(known, _)| *known == name).map_or(name, |(_, package)| package);
     found.unwrap_or_else(|| panic!("`{name}` is not installed: apt-get install {package} (tests/run does)"))
 }
@@ -57,9 +60,11 @@ pub fn run(command: &mut Command, limit: Duration) -> Ended {
     if status.is_none() {
         let _ = child.kill();
     }
-    let join = |handle: std::thread::JoinHandle<String>| handle.join().expect("reading a pipe does not panic");
+    let join =
+        |handle: std::thread::JoinHandle<String>| handle.join().expect("reading a pipe does not panic");
     let (stdout, stderr) = (join(stdout), join(stderr));
-    let status = status.unwrap_or_else(|| panic!("{shown} ran longer than {limit:?}\nstdout: {stdout}\nstderr: {stderr}"));
+    let status = status
+        .unwrap_or_else(|| panic!("{shown} ran longer than {limit:?}\nstdout: {stdout}\nstderr: {stderr}"));
     Ended { status, stdout, stderr }
 }
 

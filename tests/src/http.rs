@@ -47,7 +47,8 @@ pub fn request(
     stream.write_all(body)?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
-    parse(&bytes).ok_or_else(|| io::Error::other(format!("no HTTP answer: {:?}", String::from_utf8_lossy(&bytes))))
+    parse(&bytes)
+        .ok_or_else(|| io::Error::other(format!("no HTTP answer: {:?}", String::from_utf8_lossy(&bytes))))
 }
 
 fn parse(bytes: &[u8]) -> Option<Answer> {
@@ -87,8 +88,12 @@ mod tests {
     #[test]
     fn answers_with_length_and_in_chunks() {
         let answer = parse(b"HTTP/1.1 200 OK\r\nContent-Type: text/csv\r\n\r\na\n").unwrap();
-        assert_eq!((answer.status, answer.header("content-type"), answer.text().as_str()), (200, Some("text/csv"), "a\n"));
-        let chunked = b"HTTP/1.1 400 Bad\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\na\r\n0123456789\r\n0\r\n\r\n";
+        assert_eq!(
+            (answer.status, answer.header("content-type"), answer.text().as_str()),
+            (200, Some("text/csv"), "a\n")
+        );
+        let chunked =
+            b"HTTP/1.1 400 Bad\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\na\r\n0123456789\r\n0\r\n\r\n";
         let answer = parse(chunked).unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (400, "abc0123456789"));
         assert!(parse(&chunked[..chunked.len() - 10]).is_none());

@@ -5,6 +5,7 @@
 //! - [`ledger`]: received = decoded + rejected + in flight, down to the rows in SQL
 //! - [`metrics`]: what `/metrics` says, parsed
 //! - [`http`]: a minimal HTTP client, so that the test shares no code with the server
+//! - [`netflow5`], [`generate`]: datagrams made here, and by `weir generate`
 //! - [`packets`]: capture files with known contents, for the exporters
 //! - [`command`]: other programs, with a deadline; a missing one is a failure that says what to install
 //! - [`wait`]: deadlines instead of sleeps
@@ -15,9 +16,11 @@
 
 pub mod command;
 pub mod csv;
+pub mod generate;
 pub mod http;
 pub mod ledger;
 pub mod metrics;
+pub mod netflow5;
 pub mod packets;
 pub mod wait;
 pub mod weir;

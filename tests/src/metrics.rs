@@ -29,7 +29,11 @@ impl Metrics {
     /// Panics where a line is none of OpenMetrics, or the end mark is missing.
     #[track_caller]
     pub fn parse(text: &str) -> Metrics {
-        assert!(text.ends_with("# EOF\n"), "the end mark is missing: …{:?}", &text[text.len().saturating_sub(80)..]);
+        assert!(
+            text.ends_with("# EOF\n"),
+            "the end mark is missing: …{:?}",
+            &text[text.len().saturating_sub(80)..]
+        );
         let mut metrics = Metrics::default();
         let mut kinds = BTreeMap::new();
         for line in text.lines() {
@@ -38,7 +42,11 @@ impl Metrics {
                 kinds.insert(name.to_owned(), kind.to_owned());
             } else if let Some(rest) = line.strip_prefix("# HELP ") {
                 let (name, help) = rest.split_once(' ').unwrap_or((rest, ""));
-                metrics.families.push(Family { name: name.to_owned(), kind: String::new(), help: help.to_owned() });
+                metrics.families.push(Family {
+                    name: name.to_owned(),
+                    kind: String::new(),
+                    help: help.to_owned(),
+                });
             } else if !line.starts_with('#') {
                 metrics.samples.push(sample(line).unwrap_or_else(|| panic!("no OpenMetrics line: {line:?}")));
             }
@@ -54,7 +62,9 @@ impl Metrics {
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let matching = self.samples.iter().filter(|sample| {
             sample.name == name
-                && labels.iter().all(|(label, value)| sample.labels.get(*label).map(String::as_str) == Some(*value))
+                && labels
+                    .iter()
+                    .all(|(label, value)| sample.labels.get(*label).map(String::as_str) == Some(*value))
         });
         matching.map(|sample| sample.value).reduce(|a, b| a + b)
     }
@@ -65,7 +75,8 @@ fn sample(line: &str) -> Option<Sample> {
         at if line.as_bytes()[at] == b'{' => (&line[..at], &line[at..]),
         at => (&line[..at], &line[at..]),
     };
-    let (labels, rest) = if let Some(inside) = rest.strip_prefix('{') { labels(inside)? } else { (BTreeMap::new(), rest) };
+    let (labels, rest) =
+        if let Some(inside) = rest.strip_prefix('{') { labels(inside)? } else { (BTreeMap::new(), rest) };
     // An exemplar may follow after ` # `.
     let value = rest.trim_start().split(' ').next()?;
     let value = if value == "+Inf" { f64::INFINITY } else { value.parse().ok()? };

@@ -70,7 +70,13 @@ fn frame(number: u64, ipv6: bool) -> (Vec<u8>, u8) {
     let reply = number % 3 == 2;
     let six = ipv6 && conversation % 3 == 0;
     let protocol = match conversation % 10 {
-        0 => if six { ICMP6 } else { ICMP },
+        0 => {
+            if six {
+                ICMP6
+            } else {
+                ICMP
+            }
+        }
         1..=3 => UDP,
         _ => TCP,
     };
@@ -99,7 +105,11 @@ fn frame(number: u64, ipv6: bool) -> (Vec<u8>, u8) {
     let tos = [0_u8, 0xb8, 0x28, 0x60][conversation as usize % 4];
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     frame.extend(if six { [0x86, 0xdd] } else { [8, 0] });
-    frame.extend(if six { header6(conversation, reply, protocol, tos, &body) } else { header4(conversation, reply, protocol, tos, &body) });
+    frame.extend(if six {
+        header6(conversation, reply, protocol, tos, &body)
+    } else {
+        header4(conversation, reply, protocol, tos, &body)
+    });
     frame.extend(body);
     (frame, protocol)
 }

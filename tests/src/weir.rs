@@ -50,7 +50,8 @@ impl Addresses {
     fn parse(line: &str) -> Option<Addresses> {
         let rest = line.strip_prefix("ready ")?;
         let of = |key: &str| {
-            rest.split_whitespace().find_map(|part| part.strip_prefix(key)?.strip_prefix('=').map(str::to_owned))
+            rest.split_whitespace()
+                .find_map(|part| part.strip_prefix(key)?.strip_prefix('=').map(str::to_owned))
         };
         let udp = of("udp")?.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
         Some(Addresses { udp, http: of("http")?.parse().ok()?, postgres: of("postgres")?.parse().ok()? })
@@ -107,7 +108,8 @@ impl Setup {
         std::fs::write(&config, &self.config).unwrap();
         let any = || "127.0.0.1:0".parse::<SocketAddr>().unwrap();
         let wanted = self.addresses.lock().unwrap().clone();
-        let wanted = wanted.unwrap_or_else(|| Addresses { udp: vec![any(), any()], http: any(), postgres: any() });
+        let wanted =
+            wanted.unwrap_or_else(|| Addresses { udp: vec![any(), any()], http: any(), postgres: any() });
         let mut command = Command::new(binary());
         command.arg("run").arg("--config").arg(&config).arg("--data-dir").arg(self.data_dir());
         for udp in &wanted.udp {
@@ -133,8 +135,8 @@ impl Setup {
                 let _ = sender.send(line);
             }
         });
-        let mut weir = Weir { child, log, addresses: wanted, stdout: receiver };
-        match weir.stdout.recv_timeout(LONG) {
+        let mut weir = Weir { child, log, addresses: wanted };
+        match receiver.recv_timeout(LONG) {
             Ok(line) => {
                 let addresses = Addresses::parse(&line);
                 weir.addresses = addresses.unwrap_or_else(|| panic!("no `ready` line, but {line:?}"));
@@ -151,7 +153,6 @@ impl Setup {
 pub struct Weir {
     child: Child,
     log: Arc<Mutex<String>>,
-    stdout: std::sync::mpsc::Receiver<String>,
     pub addresses: Addresses,
 }
 
@@ -168,10 +169,12 @@ impl Weir {
     /// The process of a role (`collect`, `aggregate`); None while it is not there.
     pub fn role(&self, role: &str) -> Option<u32> {
         let pid = self.pid();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         // The supervisor's threads may have started it: look through all of them.
         let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        let of_threads = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+        let of_threads =
+            threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
         let all = of_threads.fold(children, |all, more| all + " " + &more);
         all.split_whitespace().filter_map(|child| child.parse().ok()).find(|child: &u32| {
             let line = std::fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
@@ -254,7 +257,10 @@ impl Weir {
     pub fn numbers(&self, query: &str) -> Vec<u64> {
         let rows = self.sql(query);
         assert_eq!(rows.len(), 1, "{query}: {rows:?}");
-        rows[0].iter().map(|text| number(text).unwrap_or_else(|| panic!("{query}: {text:?} is no number"))).collect()
+        rows[0]
+            .iter()
+            .map(|text| number(text).unwrap_or_else(|| panic!("{query}: {text:?} is no number")))
+            .collect()
     }
 
     /// Waits until a query that answers one row of numbers answers `wanted`.
@@ -262,8 +268,13 @@ impl Weir {
     pub fn until_numbers(&self, query: &str, wanted: &[u64]) {
         until(LONG, query, || {
             let rows = self.try_sql(query)?;
-            let got: Option<Vec<u64>> = rows.first().and_then(|row| row.iter().map(|text| number(text)).collect());
-            if got.as_deref() == Some(wanted) { Ok(()) } else { Err(format!("{got:?}, wanted {wanted:?}\n{}", self.log())) }
+            let got: Option<Vec<u64>> =
+                rows.first().and_then(|row| row.iter().map(|text| number(text)).collect());
+            if got.as_deref() == Some(wanted) {
+                Ok(())
+            } else {
+                Err(format!("{got:?}, wanted {wanted:?}\n{}", self.log()))
+            }
         });
     }
 

@@ -1,0 +1,210 @@
+//! `kill -9` at seeded moments under load: what SQL showed once stays, nothing is there twice, and what is missing was
+//! in the memory of the process that was killed.
+//!
+//! Every flow sent here has a number of its own, so that a lost one and a repeated one are told apart.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use weir_tests::ledger::{Ledger, assert_lossless};
+use weir_tests::netflow5::{Flow, datagram};
+use weir_tests::wait::{LONG, until, until_equal};
+use weir_tests::weir::{Setup, Weir};
+
+/// Flows a second that are sent.
+const RATE: u32 = 15_000;
+const PER_DATAGRAM: u32 = 30;
+/// Flows that may be in the memory of a killed collector: an open batch is at most a second old, and what is on the way
+/// to the disk another; a loaded machine may take three.
+const IN_MEMORY: u64 = 3 * RATE as u64;
+
+/// Sends numbered flows until told to stop.
+#[derive(Debug, Default)]
+struct Sender {
+    stop: AtomicBool,
+    pause: AtomicBool,
+    sent: AtomicU32,
+}
+
+impl Sender {
+    fn run(&self, to: SocketAddr) {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let started = Instant::now();
+        let mut paused = Duration::ZERO;
+        while !self.stop.load(Ordering::Relaxed) {
+            if self.pause.load(Ordering::Relaxed) {
+                let since = Instant::now();
+                while self.pause.load(Ordering::Relaxed) && !self.stop.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                paused += since.elapsed();
+                continue;
+            }
+            let first = self.sent.load(Ordering::Relaxed);
+            let due = Duration::from_secs_f64(f64::from(first) / f64::from(RATE));
+            if let Some(early) = due.checked_sub(started.elapsed().saturating_sub(paused)) {
+                std::thread::sleep(early);
+            }
+            let flows: Vec<Flow> = (first..first + PER_DATAGRAM).map(numbered).collect();
+            socket.send_to(&datagram(first, &flows), to).unwrap();
+            self.sent.store(first + PER_DATAGRAM, Ordering::Relaxed);
+        }
+    }
+
+    fn sent(&self) -> u64 {
+        u64::from(self.sent.load(Ordering::Relaxed))
+    }
+}
+
+/// Stops the sender also where an assertion fails: a scope waits for its threads.
+struct StopAtEnd<'a>(&'a Sender);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The number in the last three bytes of the source, and again in the bytes.
+fn numbered(number: u32) -> Flow {
+    let [_, a, b, c] = number.to_be_bytes();
+    Flow::new([10, a, b, c], 64 + number % 1_400)
+}
+
+/// Rows, distinct numbers, and rows whose bytes do not fit their number.
+const COUNTS: &str =
+    "select count(*), count(distinct src_addr), sum(case when packets <> 1 then 1 else 0 end) from flows";
+
+fn seed() -> u64 {
+    let seed = std::env::var("WEIR_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(20_261_123);
+    eprintln!("WEIR_SEED={seed} repeats this");
+    seed
+}
+
+/// Moments between kills, from a seed.
+struct Moments(u64);
+
+impl Moments {
+    fn pause(&mut self) -> Duration {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        Duration::from_millis(300 + (self.0 >> 33) % 2_200)
+    }
+}
+
+/// Waits until the log's end is in SQL, and returns how many numbers there are; none twice, at least `floor`.
+fn assert_no_duplicate(weir: &Weir, floor: u64) -> u64 {
+    until(LONG, "the log's end in SQL", || {
+        let lag = weir.metrics().sum("weir_store_lag_offsets", &[]);
+        let ledger = Ledger::read(&weir.metrics())?;
+        if lag == Some(0.0) && ledger.rows_in_flight == 0 {
+            Ok(())
+        } else {
+            Err(format!("{lag:?} {ledger}\n{}", weir.log()))
+        }
+    });
+    let counts = weir.numbers(COUNTS);
+    let [rows, distinct, odd] = counts[..] else { panic!("{counts:?}") };
+    assert_eq!((rows, odd), (distinct, 0), "rows that are there twice, or odd");
+    assert!(rows >= floor, "{rows} rows now, {floor} were shown before");
+    let rollup = weir.numbers("select sum(flows), sum(packets) from flows_1m");
+    assert_eq!(rollup, [rows, rows], "the rollups");
+    let talkers = weir.numbers("select sum(flows) from top_talkers where dimension = 'conversation'");
+    assert_eq!(talkers, [rows]);
+    rows
+}
+
+/// The aggregator is killed again and again: nothing at all is lost.
+#[test]
+fn killed_aggregators_lose_and_repeat_nothing() {
+    let setup = Setup::new();
+    let weir = setup.start();
+    let sender = Sender::default();
+    let mut moments = Moments(seed());
+    std::thread::scope(|scope| {
+        scope.spawn(|| sender.run(weir.addresses.udp[0]));
+        let _stop = StopAtEnd(&sender);
+        for _ in 0..4 {
+            std::thread::sleep(moments.pause());
+            let shown = weir.try_sql(COUNTS).ok().and_then(|rows| rows[0][0].parse::<u64>().ok());
+            let killed = weir.kill_role("aggregate");
+            weir.wait_for_role("aggregate", Some(killed));
+            let back = until(LONG, "SQL to answer", || weir.try_sql(COUNTS));
+            let now: u64 = back[0][0].parse().unwrap();
+            assert!(now >= shown.unwrap_or(0), "{now} rows after the kill, {shown:?} before");
+            assert_eq!(back[0][0], back[0][1], "rows that are there twice");
+        }
+    });
+    let sent = sender.sent();
+    until_equal("every flow in SQL", &vec![sent, sent, 0], || weir.numbers(COUNTS));
+    assert_eq!(assert_no_duplicate(&weir, sent), sent);
+    assert_eq!(assert_lossless(&weir).flows_decoded, sent);
+    assert!(weir.stop().success());
+    let weir = setup.start();
+    assert_eq!(assert_no_duplicate(&weir, sent), sent);
+}
+
+/// The collector is killed: what it had in memory may be lost, what SQL had shown may not, and the sockets' queues are
+/// read by the next one.
+#[test]
+fn killed_collectors_repeat_nothing() {
+    let setup = Setup::new();
+    let weir = setup.start();
+    let sender = Sender::default();
+    let mut moments = Moments(seed() + 1);
+    let kills = 4;
+    let mut floor = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| sender.run(weir.addresses.udp[0]));
+        let _stop = StopAtEnd(&sender);
+        for _ in 0..kills {
+            std::thread::sleep(moments.pause());
+            floor = weir.numbers(COUNTS)[0];
+            let killed = weir.kill_role("collect");
+            weir.wait_for_role("collect", Some(killed));
+        }
+        std::thread::sleep(moments.pause());
+    });
+    let rows = assert_no_duplicate(&weir, floor);
+    let lost = sender.sent() - rows;
+    assert!(lost <= kills * IN_MEMORY, "{lost} of {} lost by {kills} kills", sender.sent());
+    assert!(weir.stop().success());
+    let weir = setup.start();
+    assert_eq!(assert_no_duplicate(&weir, rows), rows, "after a restart");
+}
+
+/// The supervisor is killed, and with it everything: the next start goes on.
+#[test]
+fn killed_supervisors_lose_nothing_that_was_shown() {
+    let setup = Setup::new();
+    let sender = Sender::default();
+    let mut moments = Moments(seed() + 2);
+    let weir = std::thread::scope(|scope| {
+        let mut weir = setup.start();
+        let to = weir.addresses.udp[0];
+        let sender = &sender;
+        scope.spawn(move || sender.run(to));
+        let _stop = StopAtEnd(sender);
+        for _ in 0..3 {
+            std::thread::sleep(moments.pause());
+            let floor = weir.numbers(COUNTS)[0];
+            weir.kill();
+            weir = setup.start();
+            assert_eq!(weir.addresses.udp[0], to);
+            let back = until(LONG, "what was shown", || {
+                let rows = weir.try_sql(COUNTS)?;
+                let now: u64 = rows[0][0].parse().map_err(|_| format!("{rows:?}"))?;
+                if now >= floor { Ok(rows) } else { Err(format!("{now} rows, {floor} before")) }
+            });
+            assert_eq!(back[0][0], back[0][1], "rows that are there twice");
+        }
+        // With nothing on the way, a kill takes nothing.
+        sender.pause.store(true, Ordering::Relaxed);
+        let rows = assert_no_duplicate(&weir, 0);
+        weir.kill();
+        weir = setup.start();
+        assert_eq!(assert_no_duplicate(&weir, rows), rows, "at rest");
+        weir
+    });
+    assert!(weir.stop().success());
+}

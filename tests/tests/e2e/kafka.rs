@@ -1,0 +1,128 @@
+//! The same input through the embedded log and through a real Apache Kafka: the same rows, the same rollups; with a
+//! crash of the broker on the way.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use weir_tests::command::{program, run};
+use weir_tests::generate::{Load, replay};
+use weir_tests::ledger::assert_lossless;
+use weir_tests::repository;
+use weir_tests::wait::{LONG, until};
+use weir_tests::weir::{Setup, Weir};
+
+/// A broker of its own, stopped at the end.
+struct Kafka {
+    folder: tempfile::TempDir,
+    bootstrap: String,
+}
+
+impl Kafka {
+    fn script() -> PathBuf {
+        repository().join("deploy/kafka/kafka")
+    }
+
+    fn start() -> Kafka {
+        program("java");
+        let folder = tempfile::Builder::new().prefix("weir-kafka-").tempdir().unwrap();
+        let bootstrap = Kafka::call("start", folder.path()).trim().to_owned();
+        Kafka { folder, bootstrap }
+    }
+
+    fn call(what: &str, folder: &Path) -> String {
+        // The first start fetches the jars.
+        run(Command::new(Kafka::script()).arg(what).arg(folder), Duration::from_secs(300)).ok()
+    }
+
+    /// `kill -9`, and a start on the same port with the same data.
+    fn crash(&self) {
+        Kafka::call("kill", self.folder.path());
+        assert_eq!(Kafka::call("start", self.folder.path()).trim(), self.bootstrap);
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        let _ = Command::new(Kafka::script()).arg("kill").arg(self.folder.path()).output();
+    }
+}
+
+/// Every value that does not depend on when the datagrams came.
+const ROWS: &str = "select exporter_addr, proto_ver, observation_domain, start_time, end_time, src_addr, dst_addr, src_port, \
+    dst_port, ip_protocol, tcp_flags, tos, bytes, packets, ip_bytes, est_bytes, sampling_rate, sampling_source, in_if, out_if, \
+    next_hop, src_as, dst_as, src_mask, dst_mask, src_mac, dst_mac, src_vlan, dst_vlan, ip_ttl, direction \
+    from flows where proto_ver <> 'sflow5' order by all";
+/// sFlow has no clock: its flows are when they came.
+const SAMPLES: &str = "select exporter_addr, observation_domain, src_addr, dst_addr, src_port, dst_port, ip_protocol, tos, bytes, \
+    packets, ip_bytes, est_bytes, sampling_rate, in_if, out_if, src_mac, dst_mac, frame_vlans \
+    from flows where proto_ver = 'sflow5' order by all";
+const FLOWS_1M: &str = "select exporter_addr, in_if, out_if, ip_protocol, dscp, sum(flows), sum(bytes), sum(packets), sum(est_bytes) \
+    from flows_1m group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5";
+const QOS_1M: &str = "select exporter_addr, direction, if_index, class, sum(flows), sum(bytes), sum(packets) \
+    from qos_1m group by 1, 2, 3, 4 order by 1, 2, 3, 4";
+const TALKERS: &str =
+    "select dimension, sum(flows), sum(bytes), sum(packets) from top_talkers group by 1 order by 1";
+
+/// Answers to all of them, as CSV.
+fn answers(weir: &Weir) -> Vec<(&'static str, String)> {
+    [ROWS, SAMPLES, FLOWS_1M, QOS_1M, TALKERS]
+        .map(|query| (query, weir.ask(query, "text/csv").text()))
+        .to_vec()
+}
+
+#[test]
+fn embedded_and_kafka_give_the_same_rows_and_rollups() {
+    if std::env::var_os("WEIR_SKIP_KAFKA").is_some() {
+        eprintln!("left out: WEIR_SKIP_KAFKA is set");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let capture = folder.path().join("flows.pcap");
+    let sent = Load::new(30_000).exporters(8).seed(6).capture(&capture);
+
+    let embedded = Setup::new();
+    let weir = embedded.start();
+    replay(&weir, &capture, 1_000);
+    weir.until_numbers(
+        "select count(*), sum(bytes), sum(packets) from flows",
+        &[sent.rows, sent.bytes, sent.packets],
+    );
+    let wanted = answers(&weir);
+    assert_lossless(&weir);
+    assert!(weir.stop().success());
+
+    let kafka = Kafka::start();
+    let config =
+        format!("[log]\nkind = \"kafka\"\n\n[log.kafka]\nbootstrap_servers = \"{}\"\n", kafka.bootstrap);
+    let through = Setup::new().config(&config);
+    let weir = through.start();
+    std::thread::scope(|scope| {
+        let replayed = scope.spawn(|| replay(&weir, &capture, 200));
+        until(LONG, "the first flows", || {
+            let count = weir.try_sql("select count(*) from flows")?;
+            if count[0][0] == "0" { Err("none".to_owned()) } else { Ok(()) }
+        });
+        kafka.crash();
+        replayed.join().unwrap();
+    });
+    weir.until_numbers(
+        "select count(*), sum(bytes), sum(packets) from flows",
+        &[sent.rows, sent.bytes, sent.packets],
+    );
+    for ((query, wanted), (_, got)) in wanted.iter().zip(answers(&weir)) {
+        if *wanted != got {
+            let differing = wanted.lines().zip(got.lines()).find(|(wanted, got)| wanted != got);
+            panic!("{query}\nembedded and Kafka differ, first in {differing:#?}");
+        }
+        assert!(got.lines().count() > 1, "{query}: no rows");
+    }
+    assert_lossless(&weir);
+    assert!(weir.stop().success());
+    // What was committed is not taken again.
+    let weir = through.start();
+    weir.until_numbers(
+        "select count(*), sum(bytes), sum(packets) from flows",
+        &[sent.rows, sent.bytes, sent.packets],
+    );
+}

@@ -1,0 +1,17 @@
+//! The end-to-end tests: one binary, real processes. `cargo test --release -p weir-tests` after
+//! `cargo build --release -p weir`; a part of it by name: `… -- exporters::`.
+//!
+//! Each test has a weir of its own on free ports, and ends with the ledger.
+
+mod bad_input;
+mod clients;
+mod corpus;
+mod deploy;
+mod documents;
+mod exporters;
+mod faults;
+mod full_disk;
+mod kafka;
+mod prometheus;
+mod tidy;
+mod totals;

@@ -94,6 +94,9 @@ pub struct DecodeConfig {
     pub default_sampling_rate: Option<f64>,
     /// Where `exporter_addr` comes from, in this order.
     pub identity: Vec<IdentitySource>,
+    /// Flow times outside of the window below give way to the receive time. To be switched off where the receive time
+    /// is not the time at which the flows were: captures that are decoded or replayed later.
+    pub clock_check: bool,
     /// How far before its arrival a flow may have begun to be believed.
     pub clock_past_seconds: u32,
     /// How far after its arrival a flow may have ended to be believed.
@@ -121,6 +124,7 @@ impl Default for DecodeConfig {
             exporter_idle_seconds: 86_400,
             default_sampling_rate: None,
             identity: vec![IdentitySource::Agent, IdentitySource::Sender],
+            clock_check: true,
             clock_past_seconds: 86_400,
             clock_future_seconds: 3_600,
             exporters: Vec::new(),

@@ -98,6 +98,8 @@ pub struct ExporterState {
     pub established: bool,
     /// What the operator says about it.
     pub(crate) config: ExporterConfig,
+    /// What the NetFlow and IPFIX decoders remember.
+    pub(crate) netflow: Option<Box<super::netflow::NetflowState>>,
     /// What the sFlow decoder remembers.
     pub(crate) sflow: Option<Box<super::sflow::AgentState>>,
 }
@@ -109,6 +111,8 @@ pub struct Exporters {
     by_key: HashTable<usize>,
     hasher: foldhash::fast::RandomState,
     established: usize,
+    /// States that made room or were silent for too long, for the decoder to clear up after.
+    gone: Vec<ExporterState>,
 }
 
 impl Default for Exporters {
@@ -124,6 +128,42 @@ impl Exporters {
             by_key: HashTable::new(),
             hasher: foldhash::fast::RandomState::default(),
             established: 0,
+            gone: Vec::new(),
+        }
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut ExporterState> {
+        self.states.iter_mut()
+    }
+
+    pub(crate) fn find_mut(&mut self, key: ExporterKey) -> Option<&mut ExporterState> {
+        let hash = self.hasher.hash_one(key);
+        let states = &self.states;
+        let index =
+            self.by_key.find(hash, |index| states.get(*index).is_some_and(|state| state.key == key))?;
+        self.states.get_mut(*index)
+    }
+
+    /// Ends an exporter's probation early: it is known from before a restart, or to another shard.
+    pub(crate) fn establish(&mut self, key: ExporterKey, config: &DecodeConfig) {
+        let room = self.established < config.max_exporters;
+        if let Some(state) = self.find_mut(key).filter(|state| room && !state.established) {
+            state.established = true;
+            self.established += 1;
+        }
+    }
+
+    /// States that made room for others since the last call.
+    pub(crate) fn take_gone(&mut self) -> Vec<ExporterState> {
+        std::mem::take(&mut self.gone)
+    }
+
+    /// Lets go of exporters that were silent for too long.
+    pub(crate) fn retire(&mut self, now_us: i64, config: &DecodeConfig) {
+        let oldest = now_us - i64::from(config.exporter_idle_seconds) * 1_000_000;
+        while let Some(index) = self.states.iter().position(|state| state.last_seen_us < oldest) {
+            let state = self.remove(index);
+            self.gone.push(state);
         }
     }
 
@@ -167,7 +207,8 @@ impl Exporters {
         if self.states.len() - self.established >= config.max_probation.max(1) {
             let probation = self.states.iter().enumerate().filter(|(_, state)| !state.established);
             if let Some((oldest, _)) = probation.min_by_key(|(_, state)| state.last_seen_us) {
-                self.remove(oldest);
+                let state = self.remove(oldest);
+                self.gone.push(state);
             }
         }
         let entry = config.exporter(key.sender);
@@ -183,6 +224,7 @@ impl Exporters {
             sampling_rate: None,
             established,
             config: entry.cloned().unwrap_or_default(),
+            netflow: None,
             sflow: None,
         });
         let index = self.states.len() - 1;

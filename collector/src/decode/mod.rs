@@ -3,14 +3,33 @@
 //! A [`Decoder`] belongs to one shard. It looks at the version, and hands the datagram to the decoder of its protocol,
 //! which writes straight into the open [`Batches`].
 
+mod compile;
 mod config;
 mod exporters;
+mod fixed;
+mod format;
 mod frame;
+mod mapping;
+mod message;
+mod netflow;
+mod options;
+mod pending;
+mod records;
 mod reject;
+mod run;
+mod sampling;
+mod sequence;
 mod sflow;
+mod shared;
+mod stats;
+mod template;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod wire;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use weir_schemas::{Address, Table};
@@ -18,7 +37,10 @@ use weir_schemas::{Address, Table};
 pub use config::{DecodeConfig, ExporterConfig, IdentitySource};
 pub use exporters::{Counters, ExporterKey, ExporterState, Exporters, Protocol};
 pub use reject::RejectReason;
+pub use shared::{RestoreError, SharedState};
 
+use self::netflow::{Environment, Netflow};
+use self::stats::Events;
 use crate::columns::Builder;
 
 /// Where and when a datagram came in.
@@ -79,16 +101,6 @@ impl Default for Batches {
     }
 }
 
-/// What all shards share: templates and sampling rates. Read by every shard, written when a template changes.
-#[derive(Debug, Default)]
-pub struct SharedState {}
-
-impl SharedState {
-    pub fn new() -> SharedState {
-        SharedState::default()
-    }
-}
-
 /// What became of a datagram.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -124,11 +136,29 @@ pub struct Decoder {
     shared: Arc<SharedState>,
     exporters: Exporters,
     counters: DecodeCounters,
+    netflow: Netflow,
+    events: Events,
+    swept_us: i64,
+    reported_us: i64,
 }
+
+/// Between two rows of `exporter_stats`.
+const REPORT_US: i64 = 10_000_000;
+/// Between two searches for what has expired.
+const SWEEP_US: i64 = 60_000_000;
 
 impl Decoder {
     pub fn new(config: Arc<DecodeConfig>, shared: Arc<SharedState>) -> Decoder {
-        Decoder { config, shared, exporters: Exporters::new(), counters: DecodeCounters::default() }
+        Decoder {
+            config,
+            shared,
+            exporters: Exporters::new(),
+            counters: DecodeCounters::default(),
+            netflow: Netflow::default(),
+            events: Events::default(),
+            swept_us: i64::MIN,
+            reported_us: i64::MIN,
+        }
     }
 
     /// The state that this shard shares with the others.
@@ -144,16 +174,27 @@ impl Decoder {
         &self.exporters
     }
 
+    /// In which order the rows of the last datagram went to `flows` and `nat_events`: runs of rows of one table.
+    pub fn row_order(&self) -> &[(Table, u32)] {
+        &self.netflow.order
+    }
+
     /// Decodes a datagram into the open batches. Whatever it holds, what was appended are whole rows.
     pub fn decode(&mut self, datagram: &[u8], meta: &DatagramMeta, out: &mut Batches) -> Outcome {
         let before = rows(out);
         self.counters.datagrams += 1;
         self.counters.datagram_bytes += datagram.len() as u64;
-        let result = self.dispatch(datagram, meta, out);
+        self.netflow.order.clear();
+        // a mistake of ours costs one datagram: what it left half done is taken back below
+        let result = catch_unwind(AssertUnwindSafe(|| self.dispatch(datagram, meta, out)));
+        let result = result.unwrap_or_else(|_| {
+            self.netflow = Netflow::default();
+            Err(RejectReason::DecoderPanic)
+        });
         let mut outcome = Outcome::default();
         for (builder, (n, before)) in out.all_mut().into_iter().zip(outcome.rows.iter_mut().zip(before)) {
             builder.rollback();
-            *n = u32::try_from(builder.rows() - before).unwrap_or(u32::MAX);
+            *n = u32::try_from(builder.rows().saturating_sub(before)).unwrap_or(u32::MAX);
         }
         for (total, n) in self.counters.rows.iter_mut().zip(outcome.rows) {
             *total += u64::from(n);
@@ -162,12 +203,14 @@ impl Decoder {
             Ok(rejected) => {
                 outcome.sets_rejected = rejected;
                 self.counters.decoded += 1;
-                self.counters.sets_rejected[RejectReason::TruncatedRecord.index()] += u64::from(rejected);
             }
             Err(reason) => {
                 outcome.rejected = Some(reason);
                 self.counters.rejected[reason.index()] += 1;
             }
+        }
+        for gone in self.exporters.take_gone() {
+            self.let_go(gone, meta.received_us, out);
         }
         outcome
     }
@@ -180,17 +223,91 @@ impl Decoder {
         out: &mut Batches,
     ) -> Result<u32, RejectReason> {
         let Some(version) = datagram.first_chunk::<2>() else { return Err(RejectReason::TooShort) };
-        match u16::from_be_bytes(*version) {
+        let version = u16::from_be_bytes(*version);
+        let Decoder { config, shared, exporters, counters, netflow, events, .. } = self;
+        let mut environment = Environment { config, shared, exporters, counters, events };
+        match version {
+            1 | 5 | 7 => netflow.fixed(version, datagram, meta, &mut environment, out),
             8 => Err(RejectReason::NetFlow8),
+            9 => netflow.sets(&message::v9(datagram)?, datagram.len(), meta, &mut environment, out),
+            10 => netflow.sets(&message::ipfix(datagram)?, datagram.len(), meta, &mut environment, out),
             // sFlow's version is 32 bits wide: 0 and then 5
-            0 => sflow::decode(datagram, meta, &mut self.exporters, &self.config, out),
+            0 => {
+                let rejected = sflow::decode(datagram, meta, exporters, config, out)?;
+                counters.sets_rejected[RejectReason::TruncatedRecord.index()] += u64::from(rejected);
+                Ok(rejected)
+            }
             _ => Err(RejectReason::UnknownVersion),
         }
     }
 
-    /// What is due at `now_us`, at most every second or so: pending data that waited too long, idle exporters; once in
-    /// ten seconds the rows of `exporter_stats` and `exporter_events`.
-    pub fn tick(&mut self, _now_us: i64, _out: &mut Batches) {}
+    /// What is due at `now_us`; to be called every second or so. Data whose template came by way of another shard is
+    /// decoded, what waited too long is given up; every ten seconds come the rows of `exporter_stats` and
+    /// `exporter_events`; every minute expired templates and silent exporters go.
+    pub fn tick(&mut self, now_us: i64, out: &mut Batches) {
+        self.retry_pending(now_us, out);
+        if now_us.saturating_sub(self.swept_us) >= SWEEP_US {
+            self.swept_us = now_us;
+            self.exporters.retire(now_us, &self.config);
+            self.shared.sweep(now_us, &self.config);
+            for gone in self.exporters.take_gone() {
+                self.let_go(gone, now_us, out);
+            }
+        }
+        if now_us.saturating_sub(self.reported_us) >= REPORT_US {
+            self.reported_us = now_us;
+            self.report(now_us, out);
+        }
+    }
+
+    /// Writes the rows of `exporter_stats` and `exporter_events` that are not yet written: before the end, too.
+    pub fn report(&mut self, now_us: i64, out: &mut Batches) {
+        for state in self.exporters.iter_mut() {
+            stats::write(state, now_us, &mut out.exporter_stats);
+        }
+        self.events.write(&mut out.exporter_events);
+    }
+
+    fn retry_pending(&mut self, now_us: i64, out: &mut Batches) {
+        if self.netflow.pending.is_empty() {
+            return;
+        }
+        let oldest = now_us - i64::from(self.config.pending_seconds) * 1_000_000;
+        let before = rows(out);
+        for set in self.netflow.pending.take(|_| true) {
+            let Some(state) = self.exporters.find_mut(set.key) else { continue };
+            let Some(mut netflow) = state.netflow.take() else { continue };
+            let replayed = netflow.lookup.as_mut().is_some_and(|lookup| {
+                self.netflow.replay(&set, state, lookup, &self.config, &self.shared, out)
+            });
+            state.netflow = Some(netflow);
+            if replayed {
+                continue;
+            }
+            if set.received_us < oldest {
+                state.counters.sets_expired += 1;
+            } else {
+                self.netflow.pending.keep(set);
+            }
+        }
+        for (total, (before, after)) in self.counters.rows.iter_mut().zip(before.into_iter().zip(rows(out))) {
+            *total += after.saturating_sub(before) as u64;
+        }
+    }
+
+    /// An exporter made room for another, or was silent for long.
+    fn let_go(&mut self, mut state: ExporterState, now_us: i64, out: &mut Batches) {
+        let key = state.key;
+        let waiting = self.netflow.pending.take(|set| set.key == key).len();
+        state.counters.sets_expired += waiting as u64;
+        // of a single datagram from an invented source nobody needs a row
+        if state.established || state.counters.datagrams > 1 {
+            stats::write(&mut state, now_us, &mut out.exporter_stats);
+        }
+        if let Some(lookup) = state.netflow.and_then(|netflow| netflow.lookup) {
+            self.shared.release(lookup.key, lookup.domain);
+        }
+    }
 }
 
 fn rows(out: &mut Batches) -> [usize; Table::ALL.len()] {

@@ -1,0 +1,511 @@
+//! NetFlow v1, v5, v7, v9 and IPFIX: one datagram at a time, with what its exporter said before.
+//!
+//! A v9 or IPFIX message is gone through in passes (rule 27: options and templates may follow the data that needs
+//! them): templates are taken in, and every data set gets the template that holds where it stands; then options data;
+//! then data that waited for these templates; then flows, in wire order.
+
+use weir_schemas::Table;
+
+use super::compile::SharedPlan;
+use super::config::{DecodeConfig, ExporterConfig};
+use super::exporters::{Counters, ExporterKey, ExporterState, Exporters, Protocol};
+use super::message::{Message, Set, Sets};
+use super::options::run_options;
+use super::pending::{Pending, Waiting};
+use super::records::Fixed;
+use super::reject::RejectReason;
+use super::run::{Scratch, SetContext, run_records, run_set};
+use super::sampling::{Learned, View};
+use super::sequence::{Sequence, Step};
+use super::shared::{Defined, DomainKey, Lookup, SharedState};
+use super::stats::{Event, Events};
+use super::template::{Definition, parse_set};
+use super::{Batches, DatagramMeta, DecodeCounters, fixed};
+
+/// An uptime that goes back by more is a restart, not a late datagram.
+const RESTART_MS: i32 = 60_000;
+
+/// What is remembered of an exporter and domain.
+#[derive(Debug, Default)]
+pub(crate) struct NetflowState {
+    pub(crate) lookup: Option<Lookup>,
+    sessions: Vec<SessionState>,
+}
+
+/// What is remembered of one source port.
+#[derive(Debug, Default)]
+struct SessionState {
+    port: u16,
+    sequence: Sequence,
+    /// Uptime and clock of the last header.
+    uptime: Option<(u32, i64)>,
+    last_us: i64,
+}
+
+/// A data set of the datagram in hand.
+#[derive(Debug)]
+struct Work {
+    template: u16,
+    start: usize,
+    end: usize,
+    plan: Option<SharedPlan>,
+}
+
+/// What the decoders of this family keep from datagram to datagram.
+#[derive(Debug, Default)]
+pub(crate) struct Netflow {
+    pub(crate) pending: Pending,
+    scratch: Scratch,
+    work: Vec<Work>,
+    defined: Vec<u16>,
+    learned: Vec<Learned>,
+    /// In which order rows went to `flows` and `nat_events`.
+    pub(crate) order: Vec<(Table, u32)>,
+}
+
+/// The rest of the decoder.
+pub(crate) struct Environment<'a> {
+    pub(crate) config: &'a DecodeConfig,
+    pub(crate) shared: &'a SharedState,
+    pub(crate) exporters: &'a mut Exporters,
+    pub(crate) counters: &'a mut DecodeCounters,
+    pub(crate) events: &'a mut Events,
+}
+
+/// Sets rejected in a datagram.
+#[derive(Debug, Default)]
+struct Rejects {
+    count: u32,
+    first: Option<RejectReason>,
+}
+
+impl Rejects {
+    fn add(&mut self, reason: RejectReason, counters: &mut DecodeCounters) {
+        self.count += 1;
+        self.first.get_or_insert(reason);
+        counters.sets_rejected[reason.index()] += 1;
+    }
+}
+
+impl NetflowState {
+    /// The state of a session; a port that continues another's sequence takes its place (exporters that send from a
+    /// new port each time).
+    fn session(&mut self, port: u16, number: u32, now_us: i64, most: usize) -> &mut SessionState {
+        let at = self.sessions.iter().position(|session| session.port == port);
+        let at = at.or_else(|| self.sessions.iter().position(|session| session.sequence.continues(number)));
+        let at = at.unwrap_or_else(|| {
+            if self.sessions.len() >= most.max(1) {
+                let oldest = self.sessions.iter().enumerate().min_by_key(|(_, session)| session.last_us);
+                if let Some((oldest, _)) = oldest {
+                    self.sessions.swap_remove(oldest);
+                }
+            }
+            self.sessions.push(SessionState::default());
+            self.sessions.len() - 1
+        });
+        let session = &mut self.sessions[at];
+        session.port = port;
+        session.last_us = session.last_us.max(now_us);
+        session
+    }
+}
+
+impl SessionState {
+    /// Rule 12: uptime and sequence went back, but the clock did not (that would be a late datagram, or a capture out of
+    /// order).
+    fn restarted(&mut self, uptime_ms: u32, export_us: i64, number: u32) -> bool {
+        let before = self.uptime.replace((uptime_ms, export_us));
+        let back = before.is_some_and(|(uptime_before, export_before)| {
+            let forward = uptime_ms.wrapping_sub(uptime_before).cast_signed();
+            forward < -RESTART_MS && export_us >= export_before
+        });
+        back && self.sequence.is_behind(number)
+    }
+}
+
+/// Adds what a sequence number told.
+pub(crate) fn account(counters: &mut Counters, step: Step) {
+    counters.sequence_expected = counters.sequence_expected.wrapping_add(step.expected);
+    counters.sequence_lost = counters.sequence_lost.saturating_add_signed(step.lost);
+    counters.sequence_reordered = counters.sequence_reordered.saturating_add_signed(step.reordered);
+    counters.sequence_resets += step.resets;
+    counters.sequence_uncertain += step.uncertain;
+}
+
+impl Netflow {
+    /// NetFlow v1, v5 or v7. Answers how many sets were rejected: none, or the one there is.
+    pub(crate) fn fixed(
+        &mut self,
+        version: u16,
+        datagram: &[u8],
+        meta: &DatagramMeta,
+        environment: &mut Environment<'_>,
+        out: &mut Batches,
+    ) -> Result<u32, RejectReason> {
+        let message = fixed::parse(version, datagram)?;
+        let protocol = match version {
+            1 => Protocol::NetFlow1,
+            5 => Protocol::NetFlow5,
+            _ => Protocol::NetFlow7,
+        };
+        let key =
+            ExporterKey { exporter: meta.sender, sender: meta.sender, domain: message.domain, protocol };
+        let Environment { config, exporters, counters, events, .. } = environment;
+        let state = exporters.heard(key, meta.received_us, datagram.len(), config);
+        events.heard(state);
+        state.clock_skew_us = Some((meta.received_us - message.export_us) as f64);
+        let netflow = state.netflow.get_or_insert_default();
+        if let Some(number) = message.sequence {
+            let session = netflow.session(meta.sender_port, number, meta.received_us, config.max_sessions);
+            let restarted = session.restarted(message.uptime_ms, message.export_us, number);
+            let step = session.sequence.message(number, message.count, true, restarted);
+            account(&mut state.counters, step);
+            if restarted {
+                events.add(state, meta.received_us, Event::Restart, None, String::new);
+            }
+        }
+        let view = View::default();
+        let context = SetContext {
+            protocol,
+            received_us: meta.received_us,
+            sender: meta.sender,
+            domain: message.domain,
+            template: 0,
+            export_us: message.export_us,
+            uptime_ms: Some(message.uptime_ms),
+            header_rate: message.rate,
+            view: &view,
+            config,
+            exporter: &state.config,
+        };
+        let plan = fixed::plan(version);
+        self.scratch.last_rate = None;
+        let records = Fixed::new(message.records, plan.layout.record);
+        let rows = run_records(plan, &records, &context, &mut out.flows, &mut self.scratch);
+        state.counters.flows += u64::from(rows);
+        state.sampling_rate = self.scratch.last_rate.or(state.sampling_rate);
+        self.ordered(Table::Flows, rows);
+        let mut rejects = Rejects::default();
+        if message.short {
+            rejects.add(RejectReason::BadCount, counters);
+            state.counters.rejected += 1;
+        }
+        Ok(rejects.count)
+    }
+
+    fn ordered(&mut self, table: Table, rows: u32) {
+        match self.order.last_mut() {
+            Some((last, count)) if *last == table => *count += rows,
+            _ if rows > 0 => self.order.push((table, rows)),
+            _ => {}
+        }
+    }
+
+    /// NetFlow v9 or IPFIX. Answers how many sets were rejected.
+    pub(crate) fn sets(
+        &mut self,
+        message: &Message<'_>,
+        size: usize,
+        meta: &DatagramMeta,
+        environment: &mut Environment<'_>,
+        out: &mut Batches,
+    ) -> Result<u32, RejectReason> {
+        let protocol = if message.ipfix { Protocol::Ipfix } else { Protocol::NetFlow9 };
+        let key =
+            ExporterKey { exporter: meta.sender, sender: meta.sender, domain: message.domain, protocol };
+        let Environment { config, shared, exporters, counters, events } = environment;
+        let (config, shared) = (*config, *shared);
+        let state = exporters.heard(key, meta.received_us, size, config);
+        events.heard(state);
+        state.clock_skew_us = Some((meta.received_us - message.export_us) as f64);
+        // out of the state, so that both can be changed
+        let mut netflow = state.netflow.take().unwrap_or_default();
+        let mut known_before = false;
+        let mut lookup = netflow.lookup.take().unwrap_or_else(|| {
+            let domain = DomainKey { sender: meta.sender, protocol, domain: message.domain };
+            let lookup = Lookup::new(domain, shared);
+            known_before = lookup.domain.has_templates();
+            lookup
+        });
+        let session =
+            netflow.session(meta.sender_port, message.sequence, meta.received_us, config.max_sessions);
+        let restarted = message
+            .uptime_ms
+            .is_some_and(|uptime| session.restarted(uptime, message.export_us, message.sequence));
+        if restarted {
+            shared.forget(&lookup.domain, meta.sender_port);
+            events.add(state, meta.received_us, Event::Restart, None, String::new);
+        }
+        let mut pass = Pass { message, meta, config, shared, state, lookup: &mut lookup, counters, events };
+        let mut rejects = self.templates(&mut pass);
+        let (units, known) = self.data(&mut pass, &mut rejects, out);
+        let step = if message.ipfix {
+            session.sequence.message(message.sequence, units, known, false)
+        } else {
+            session.sequence.message(message.sequence, 1, true, restarted)
+        };
+        account(&mut pass.state.counters, step);
+        state.sampling_rate = self.scratch.last_rate.or(state.sampling_rate);
+        state.counters.rejected += u64::from(rejects.count);
+        netflow.lookup = Some(lookup);
+        state.netflow = Some(netflow);
+        if known_before {
+            exporters.establish(key, config);
+        }
+        let useful = !self.work.is_empty() || !self.defined.is_empty();
+        self.work.clear();
+        match rejects.first {
+            Some(reason) if !useful => Err(reason),
+            _ => Ok(rejects.count),
+        }
+    }
+
+    /// The first pass: templates, and which one each data set has.
+    fn templates(&mut self, pass: &mut Pass<'_, '_>) -> Rejects {
+        let mut rejects = Rejects::default();
+        self.work.clear();
+        self.defined.clear();
+        let (port, now_us) = (pass.meta.sender_port, pass.meta.received_us);
+        let mut fields = 0;
+        let mut sets = Sets::new(pass.message);
+        while let Some(set) = sets.next() {
+            match set {
+                Set::Templates(kind, content) => {
+                    parse_set(kind, content, pass.config.max_fields, |definition| {
+                        if let Definition::Template(template) = &definition {
+                            fields += template.fields.len();
+                        }
+                        if let Some(reason) = pass.define(definition, fields, &mut self.defined) {
+                            rejects.add(reason, pass.counters);
+                        }
+                    })
+                }
+                Set::Data(template, content) => {
+                    let end = sets.walked();
+                    let plan = pass.lookup.plan(port, template, pass.shared);
+                    self.work.push(Work { template, start: end - content.len(), end, plan });
+                }
+                Set::Reserved(_) => {}
+                Set::Bad => rejects.add(RejectReason::BadSetLength, pass.counters),
+            }
+        }
+        for work in self.work.iter_mut().filter(|work| work.plan.is_none()) {
+            pass.state.counters.template_misses += 1;
+            work.plan = pass.lookup.plan(port, work.template, pass.shared);
+            pass.state.counters.sets_replayed += u64::from(work.plan.is_some());
+        }
+        if !self.defined.is_empty() {
+            pass.state.last_seen_us = pass.state.last_seen_us.max(now_us);
+        }
+        rejects
+    }
+
+    /// The other passes: options data, what waited, flows. Answers how many records there were, and whether that is
+    /// known.
+    fn data(&mut self, pass: &mut Pass<'_, '_>, rejects: &mut Rejects, out: &mut Batches) -> (u32, bool) {
+        let port = pass.meta.sender_port;
+        let across = pass.state.config.sampling_across_domains;
+        let (mut units, mut known) = (0_u32, rejects.first != Some(RejectReason::BadSetLength));
+        let mut view = pass.lookup.view(port, pass.shared, across);
+        self.learned.clear();
+        for work in &self.work {
+            let Some(plan) = work.plan.as_ref().filter(|plan| plan.is_options()) else { continue };
+            let content = pass.message.sets.get(work.start..work.end).unwrap_or_default();
+            let context =
+                context(pass.message, pass.meta, &view, pass.config, &pass.state.config, work.template);
+            let outcome = run_options(plan, content, &context, &mut out.options, &mut self.learned);
+            units = units.wrapping_add(outcome.records);
+            pass.state.counters.options_records += u64::from(outcome.records);
+            if outcome.truncated || outcome.records == 0 && !content.is_empty() {
+                rejects.add(RejectReason::TruncatedRecord, pass.counters);
+                known = false;
+            }
+        }
+        let wide = pass.state.config.ignore_option_scope;
+        let now_us = pass.meta.received_us;
+        let change = pass.shared.learn(&pass.lookup.domain, port, &self.learned, wide, now_us, pass.config);
+        if change.sampling {
+            let rate = self.learned.iter().rev().find_map(|learned| learned.rate);
+            let detail = || format!("1 in {}", rate.unwrap_or_default());
+            pass.events.add(pass.state, now_us, Event::SamplingChanged, None, detail);
+        }
+        if change.any {
+            view = pass.lookup.view(port, pass.shared, across);
+        }
+        self.scratch.last_rate = None;
+        if !self.defined.is_empty() && !self.pending.is_empty() {
+            let defined = std::mem::take(&mut self.defined);
+            let key = pass.state.key;
+            let ready = |set: &Waiting| set.key == key && set.port == port && defined.contains(&set.template);
+            for set in self.pending.take(ready) {
+                self.replay(&set, pass.state, pass.lookup, pass.config, pass.shared, out);
+            }
+            self.defined = defined;
+        }
+        let work = std::mem::take(&mut self.work);
+        for work in &work {
+            let content = pass.message.sets.get(work.start..work.end).unwrap_or_default();
+            let Some(plan) = &work.plan else {
+                known = false;
+                self.wait(work.template, content, pass);
+                continue;
+            };
+            if plan.is_options() {
+                continue;
+            }
+            let context =
+                context(pass.message, pass.meta, &view, pass.config, &pass.state.config, work.template);
+            let (table, builder) = if plan.events {
+                (Table::NatEvents, &mut out.nat_events)
+            } else {
+                (Table::Flows, &mut out.flows)
+            };
+            let outcome = run_set(plan, content, &context, builder, &mut self.scratch);
+            units = units.wrapping_add(outcome.records);
+            pass.state.counters.flows += u64::from(outcome.rows);
+            self.ordered(table, outcome.rows);
+            if outcome.truncated || outcome.records == 0 && !content.is_empty() {
+                rejects.add(RejectReason::TruncatedRecord, pass.counters);
+                known = false;
+            }
+        }
+        self.work = work;
+        (units, known)
+    }
+
+    /// Keeps a data set until its template comes.
+    fn wait(&mut self, template: u16, content: &[u8], pass: &mut Pass<'_, '_>) {
+        let waiting = Waiting {
+            key: pass.state.key,
+            port: pass.meta.sender_port,
+            template,
+            received_us: pass.meta.received_us,
+            export_us: pass.message.export_us,
+            uptime_ms: pass.message.uptime_ms,
+            data: content.to_vec(),
+        };
+        for gone in self.pending.push(waiting, pass.config) {
+            // of other exporters it is counted with the next expiry; most are this one's
+            if gone.key == pass.state.key {
+                pass.state.counters.sets_expired += 1;
+            }
+        }
+    }
+
+    /// Decodes a set that waited, with its own times. False where the template is still not there.
+    pub(crate) fn replay(
+        &mut self,
+        set: &Waiting,
+        state: &mut ExporterState,
+        lookup: &mut Lookup,
+        config: &DecodeConfig,
+        shared: &SharedState,
+        out: &mut Batches,
+    ) -> bool {
+        let Some(plan) = lookup.plan(set.port, set.template, shared) else { return false };
+        let view = lookup.view(set.port, shared, state.config.sampling_across_domains);
+        let context = SetContext {
+            protocol: set.key.protocol,
+            received_us: set.received_us,
+            sender: set.key.sender,
+            domain: set.key.domain,
+            template: set.template,
+            export_us: set.export_us,
+            uptime_ms: set.uptime_ms,
+            header_rate: None,
+            view: &view,
+            config,
+            exporter: &state.config,
+        };
+        state.counters.sets_replayed += 1;
+        if plan.is_options() {
+            let mut learned = Vec::new();
+            let outcome = run_options(&plan, &set.data, &context, &mut out.options, &mut learned);
+            state.counters.options_records += u64::from(outcome.records);
+            let wide = state.config.ignore_option_scope;
+            shared.learn(&lookup.domain, set.port, &learned, wide, set.received_us, config);
+            return true;
+        }
+        let (table, builder) = if plan.events {
+            (Table::NatEvents, &mut out.nat_events)
+        } else {
+            (Table::Flows, &mut out.flows)
+        };
+        let outcome = run_set(&plan, &set.data, &context, builder, &mut self.scratch);
+        state.counters.flows += u64::from(outcome.rows);
+        self.ordered(table, outcome.rows);
+        true
+    }
+}
+
+fn context<'a>(
+    message: &Message<'_>,
+    meta: &DatagramMeta,
+    view: &'a View,
+    config: &'a DecodeConfig,
+    exporter: &'a ExporterConfig,
+    template: u16,
+) -> SetContext<'a> {
+    SetContext {
+        protocol: if message.ipfix { Protocol::Ipfix } else { Protocol::NetFlow9 },
+        received_us: meta.received_us,
+        sender: meta.sender,
+        domain: message.domain,
+        template,
+        export_us: message.export_us,
+        uptime_ms: message.uptime_ms,
+        header_rate: None,
+        view,
+        config,
+        exporter,
+    }
+}
+
+/// A datagram in hand.
+struct Pass<'a, 'b> {
+    message: &'a Message<'b>,
+    meta: &'a DatagramMeta,
+    config: &'a DecodeConfig,
+    shared: &'a SharedState,
+    state: &'a mut ExporterState,
+    lookup: &'a mut Lookup,
+    counters: &'a mut DecodeCounters,
+    events: &'a mut Events,
+}
+
+impl Pass<'_, '_> {
+    /// Takes in what a template set says. `fields` counts those of the datagram so far.
+    fn define(
+        &mut self,
+        definition: Definition,
+        fields: usize,
+        defined: &mut Vec<u16>,
+    ) -> Option<RejectReason> {
+        let now_us = self.meta.received_us;
+        match definition {
+            Definition::Bad(reason) => return Some(reason),
+            // rule 7, RFC 7011 §8.4: over UDP a withdrawal is not followed
+            Definition::Withdrawal(id) => {
+                self.events.add(self.state, now_us, Event::WithdrawalIgnored, Some(id), String::new);
+            }
+            // compiling costs: no exporter describes thousands of fields at once
+            Definition::Template(_) if fields > self.config.max_fields.saturating_mul(4) => {
+                return Some(RejectReason::TemplateLimit);
+            }
+            Definition::Template(template) => {
+                let id = template.id;
+                self.state.counters.templates += 1;
+                let port = self.meta.sender_port;
+                match self.shared.define(&self.lookup.domain, port, template, now_us, self.config) {
+                    Defined::Refused => return Some(RejectReason::TemplateLimit),
+                    Defined::Replaced => {
+                        self.events.add(self.state, now_us, Event::TemplateCollision, Some(id), String::new);
+                    }
+                    Defined::New | Defined::Refreshed => {}
+                }
+                defined.push(id);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,760 @@
+//! Running a plan over the records of a set: column after column, all records at a time.
+
+use weir_schemas::tables::FlowColumn;
+use weir_schemas::{Address, Kind};
+
+use super::compile::{
+    AddressChoice, Clock, Extra, IcmpInPort, Plan, Rate, RowPlan, Sampled, Section, Span, Step, When,
+};
+use super::config::{DecodeConfig, ExporterConfig, IdentitySource};
+use super::exporters::Protocol;
+use super::format::{trimmed, write_value};
+use super::frame::{self, Link};
+use super::mapping::Conversion;
+use super::records::{Fixed, Picked, Records, Walked};
+use super::sampling::{RateSource, View, out_of_rate, packets_rate, plausible};
+use super::wire::{float, ntp_us, octets, u32_at, unsigned};
+use crate::columns::{Builder, Values};
+
+/// What all records of a set have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SetContext<'a> {
+    pub(crate) protocol: Protocol,
+    pub(crate) received_us: i64,
+    pub(crate) sender: Address,
+    pub(crate) domain: u32,
+    /// The template of the set; 0 where there is none.
+    pub(crate) template: u16,
+    /// The header's clock.
+    pub(crate) export_us: i64,
+    /// The exporter's uptime at that time, ms modulo 2^32, where the header has it.
+    pub(crate) uptime_ms: Option<u32>,
+    /// The sampling rate of a v5 header.
+    pub(crate) header_rate: Option<f64>,
+    pub(crate) view: &'a View,
+    pub(crate) config: &'a DecodeConfig,
+    pub(crate) exporter: &'a ExporterConfig,
+}
+
+/// Buffers that are kept from set to set.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    starts: Vec<i64>,
+    ends: Vec<i64>,
+    places: Vec<(u32, u32)>,
+    rows: Vec<u32>,
+    /// Two fields of one column had values, or one was too great for it.
+    conflict: bool,
+    /// The sampling rate of the last record that had one.
+    pub(crate) last_rate: Option<f64>,
+}
+
+/// What became of a set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SetOutcome {
+    pub(crate) records: u32,
+    pub(crate) rows: u32,
+    /// A record is cut off at the end.
+    pub(crate) truncated: bool,
+}
+
+/// No datagram of real flows comes near so many records of one set; a hostile template of one octet would.
+pub(crate) const MAX_RECORDS: usize = 16_384;
+
+/// Decodes a data set of flow records.
+pub(crate) fn run_set(
+    plan: &Plan,
+    data: &[u8],
+    context: &SetContext<'_>,
+    out: &mut Builder,
+    scratch: &mut Scratch,
+) -> SetOutcome {
+    let layout = &plan.layout;
+    if !layout.variable {
+        let count = (data.len() / layout.record.max(1)).min(MAX_RECORDS);
+        let Some(data) = data.get(..count * layout.record) else { return SetOutcome::default() };
+        let rows = run_records(plan, &Fixed::new(data, layout.record), context, out, scratch);
+        return SetOutcome { records: count as u32, rows, truncated: false };
+    }
+    let mut places = std::mem::take(&mut scratch.places);
+    let end = Walked::walk(data, &layout.fields, MAX_RECORDS, &mut places);
+    let records = Walked::new(data, &places, layout.fields.len());
+    let rows = run_records(plan, &records, context, out, scratch);
+    let records = records.count();
+    scratch.places = places;
+    // rule 3: less than the shortest record is padding
+    SetOutcome {
+        records: records as u32,
+        rows,
+        truncated: data.len() - end >= layout.record && records < MAX_RECORDS,
+    }
+}
+
+/// Decodes records; answers how many rows they made.
+pub(crate) fn run_records<R: Records>(
+    plan: &Plan,
+    records: &R,
+    context: &SetContext<'_>,
+    out: &mut Builder,
+    scratch: &mut Scratch,
+) -> u32 {
+    let count = records.count();
+    if count == 0 {
+        return 0;
+    }
+    run_rows(&plan.rows, records, context, out, scratch, false);
+    let Some((reverse, counted)) = &plan.reverse else { return count as u32 };
+    // rule 38: the reverse of no packets is no record
+    let mut rows = std::mem::take(&mut scratch.rows);
+    rows.clear();
+    let some = |row: &u32| counted.is_none_or(|span| unsigned(records.bytes(*row as usize, span)) != 0);
+    rows.extend((0..count as u32).filter(some));
+    let picked = Picked { records, rows: &rows };
+    let more = picked.count();
+    if more > 0 {
+        run_rows(reverse, &picked, context, out, scratch, true);
+    }
+    scratch.rows = rows;
+    (count + more) as u32
+}
+
+fn run_rows<R: Records>(
+    plan: &RowPlan,
+    records: &R,
+    context: &SetContext<'_>,
+    out: &mut Builder,
+    scratch: &mut Scratch,
+    reverse: bool,
+) {
+    if plan.sampled.is_some() {
+        // a sampled header fills other columns in every row: one row at a time
+        for row in 0..records.count() as u32 {
+            let one = Picked { records, rows: &[row] };
+            columns(plan, &one, context, out, scratch, reverse);
+            sampled(plan, &one, out);
+            out.advance(1);
+        }
+        return;
+    }
+    columns(plan, records, context, out, scratch, reverse);
+    out.advance(records.count());
+}
+
+fn columns<R: Records>(
+    plan: &RowPlan,
+    records: &R,
+    context: &SetContext<'_>,
+    out: &mut Builder,
+    scratch: &mut Scratch,
+    reverse: bool,
+) {
+    scratch.conflict = false;
+    constants(plan, records, context, out, reverse);
+    for step in &plan.steps {
+        scratch.conflict |= run_step(step, records, out);
+    }
+    for choice in &plan.addresses {
+        scratch.conflict |= run_choice(choice, plan.ip_version, records, out);
+    }
+    let uptimes_known = times(plan, records, context, out, scratch);
+    scratch.last_rate = sampling(plan, records, context, out).or(scratch.last_rate);
+    if let Some(icmp) = &plan.icmp_in_port {
+        icmp_in_port(icmp, records, out);
+    }
+    if !plan.mpls.is_empty() || plan.mpls_stack.is_some() {
+        mpls(plan, records, out);
+    }
+    application_names(plan, records, context, out);
+    if !plan.extras.is_empty() || scratch.conflict || !uptimes_known {
+        extras(plan, records, context, out, scratch.conflict, !uptimes_known);
+    }
+}
+
+/// Columns that are the same in every row, and whose row it is.
+fn constants<R: Records>(
+    plan: &RowPlan,
+    records: &R,
+    context: &SetContext<'_>,
+    out: &mut Builder,
+    reverse: bool,
+) {
+    let n = records.count();
+    out.times(FlowColumn::ReceivedAt.index()).push_n(context.received_us, n);
+    out.u32s(FlowColumn::ObservationDomain.index()).push_n(context.domain, n);
+    out.labels(FlowColumn::ProtoVer.index()).push_n(context.protocol.label(), n);
+    if reverse {
+        out.bools(FlowColumn::Reverse.index()).push_n(true, n);
+    }
+    let agent_first = context.config.identity.first() == Some(&IdentitySource::Agent);
+    let known = context.view.agent;
+    if plan.agent.is_empty() {
+        let exporter = known.filter(|_| agent_first).unwrap_or(context.sender.0);
+        out.ips(FlowColumn::ExporterAddr.index()).push_n(exporter, n);
+        if exporter != context.sender.0 {
+            out.ips(FlowColumn::SenderAddr.index()).push_n(context.sender.0, n);
+        }
+        if let Some(agent) = known {
+            out.ips(FlowColumn::AgentAddr.index()).push_n(agent, n);
+        }
+        return;
+    }
+    for row in 0..n {
+        let spans = plan.agent.iter().map(|(v4, span)| address(*v4, records.bytes(row, *span)));
+        let agent = spans.into_iter().find(|agent| !Address(*agent).is_unspecified()).or(known);
+        let exporter = agent.filter(|_| agent_first).unwrap_or(context.sender.0);
+        out.ips(FlowColumn::ExporterAddr.index()).push(exporter);
+        out.ips(FlowColumn::AgentAddr.index()).push_option(agent);
+        let sender = (exporter != context.sender.0).then_some(context.sender.0);
+        out.ips(FlowColumn::SenderAddr.index()).push_option(sender);
+    }
+}
+
+#[inline]
+fn mapped([a, b, c, d]: [u8; 4]) -> [u8; 16] {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+fn address(v4: bool, bytes: &[u8]) -> [u8; 16] {
+    if v4 { mapped(octets(bytes, 0)) } else { octets(bytes, 0) }
+}
+
+/// One column; true where a value was too great for it, or another field of the column had one too.
+fn run_step<R: Records>(step: &Step, records: &R, out: &mut Builder) -> bool {
+    let column = step.column.index();
+    let (n, span) = (records.count(), step.span);
+    match step.conversion {
+        Conversion::Ipv4 => fill(out.ips(column), n, |values| records.extend(span, values, mapped)),
+        Conversion::Ipv6 => fill(out.ips(column), n, |values| records.extend(span, values, |octets| octets)),
+        Conversion::Mac => fill(out.macs(column), n, |values| records.extend(span, values, |octets| octets)),
+        Conversion::Text => {
+            let texts = out.texts(column);
+            for row in 0..n {
+                match trimmed(records.bytes(row, span)) {
+                    [] => texts.push_nulls(1),
+                    bytes => {
+                        texts.push_lossy(bytes);
+                    }
+                }
+            }
+        }
+        Conversion::Application => {
+            let texts = out.texts(column);
+            for row in 0..n {
+                match application_id(records.bytes(row, span)) {
+                    Some(text) => texts.push(&text),
+                    None => texts.push_nulls(1),
+                }
+            }
+        }
+        Conversion::Number | Conversion::Octet(_) if step.others.is_empty() && number(step, records, out) => {
+        }
+        _ => return slow_number(step, records, out),
+    }
+    false
+}
+
+fn fill<T>(column: &mut Values<T>, n: usize, append: impl FnOnce(&mut Vec<T>)) {
+    append(&mut column.values);
+    column.validity.valid(n);
+}
+
+/// Numbers that fit their column, of the usual widths: loops without a decision in them. False for others.
+fn number<R: Records>(step: &Step, records: &R, out: &mut Builder) -> bool {
+    let (n, span, column) = (records.count(), step.span, step.column.index());
+    match (step.column.column().kind, span.width) {
+        (Kind::U8, 1) => fill(out.u8s(column), n, |v| records.extend(span, v, |[a]: [u8; 1]| a)),
+        (Kind::U16, 1) => fill(out.u16s(column), n, |v| records.extend(span, v, |[a]: [u8; 1]| u16::from(a))),
+        (Kind::U16, 2) => fill(out.u16s(column), n, |v| records.extend(span, v, u16::from_be_bytes)),
+        (Kind::U32, 1) => fill(out.u32s(column), n, |v| records.extend(span, v, |[a]: [u8; 1]| u32::from(a))),
+        (Kind::U32, 2) => fill(out.u32s(column), n, |v| {
+            records.extend(span, v, |octets| u32::from(u16::from_be_bytes(octets)));
+        }),
+        (Kind::U32, 3) => fill(out.u32s(column), n, |v| {
+            records.extend(span, v, |[a, b, c]: [u8; 3]| u32::from_be_bytes([0, a, b, c]));
+        }),
+        (Kind::U32, 4) => fill(out.u32s(column), n, |v| records.extend(span, v, u32::from_be_bytes)),
+        (Kind::U64, 4) => fill(out.u64s(column), n, |v| {
+            records.extend(span, v, |octets| u64::from(u32::from_be_bytes(octets)));
+        }),
+        (Kind::U64, 8) => fill(out.u64s(column), n, |v| records.extend(span, v, u64::from_be_bytes)),
+        _ => return false,
+    }
+    true
+}
+
+/// Numbers of any width with any conversion, record by record.
+fn slow_number<R: Records>(step: &Step, records: &R, out: &mut Builder) -> bool {
+    let column = step.column.index();
+    let mut conflict = false;
+    let mut value = |row: usize| {
+        let first = convert(step.conversion, records.bytes(row, step.span));
+        let mut rest =
+            step.others.iter().map(|(conversion, span)| convert(*conversion, records.bytes(row, *span)));
+        match first {
+            Some(0) => rest.find(|other| other.is_some_and(|other| other != 0)).unwrap_or(first),
+            _ => {
+                conflict |= rest.any(|other| other.is_some_and(|other| other != 0));
+                first
+            }
+        }
+    };
+    fn put<T: Copy + Default + TryFrom<u64>>(
+        column: &mut Values<T>,
+        n: usize,
+        mut value: impl FnMut(usize) -> Option<u64>,
+    ) -> bool {
+        let mut overflow = false;
+        for row in 0..n {
+            let value = value(row);
+            let fits = value.and_then(|value| T::try_from(value).ok());
+            overflow |= value.is_some() && fits.is_none();
+            column.push_option(fits);
+        }
+        overflow
+    }
+    let n = records.count();
+    let overflow = match step.column.column().kind {
+        Kind::U8 => put(out.u8s(column), n, &mut value),
+        Kind::U16 => put(out.u16s(column), n, &mut value),
+        Kind::U32 => put(out.u32s(column), n, &mut value),
+        _ => put(out.u64s(column), n, &mut value),
+    };
+    conflict || overflow
+}
+
+fn convert(conversion: Conversion, bytes: &[u8]) -> Option<u64> {
+    let value = unsigned(bytes);
+    let unknown = !bytes.is_empty() && bytes.iter().all(|octet| *octet == 0xff);
+    match conversion {
+        _ if bytes.is_empty() => None,
+        // rule 42: medianet says "unknown" with all ones
+        Conversion::Counter | Conversion::Times(_) | Conversion::Nanos if unknown => None,
+        Conversion::Times(factor) => Some(value.saturating_mul(u64::from(factor))),
+        Conversion::Nanos => Some(value / 1_000),
+        Conversion::Low24 => Some(if bytes.len() == 8 { value & 0xff_ffff } else { value }),
+        Conversion::Dscp => Some((value & 0x3f) << 2),
+        _ => Some(value),
+    }
+}
+
+/// RFC 6759 §4: the engine, then the selector; engine 20 has a private enterprise number between.
+pub(crate) fn application_id(bytes: &[u8]) -> Option<String> {
+    let (engine, selector) = bytes.split_first()?;
+    if selector.is_empty() || selector.len() > 12 {
+        return None;
+    }
+    Some(match selector.split_at_checked(4) {
+        Some((enterprise, selector)) if *engine == 20 && !selector.is_empty() => {
+            format!("{engine}:{}:{}", unsigned(enterprise), unsigned(selector))
+        }
+        _ => format!("{engine}:{}", unsigned(selector)),
+    })
+}
+
+/// Rule 44: an address of which both families are in the record.
+fn run_choice<R: Records>(
+    choice: &AddressChoice,
+    ip_version: Option<Span>,
+    records: &R,
+    out: &mut Builder,
+) -> bool {
+    let column = out.ips(choice.column.index());
+    let mut conflict = false;
+    for row in 0..records.count() {
+        let mut chosen = None;
+        let mut set = 0;
+        let version = ip_version.map_or(0, |span| unsigned(records.bytes(row, span)));
+        for (v4, span) in &choice.spans {
+            let bytes = records.bytes(row, *span);
+            if bytes.iter().all(|octet| *octet == 0) {
+                continue;
+            }
+            set += 1;
+            let wanted = version == if *v4 { 4 } else { 6 };
+            if chosen.is_none() || (wanted && set == 2) {
+                chosen = Some(address(*v4, bytes));
+            }
+        }
+        conflict |= set > 1;
+        let none = || {
+            let v4 = version != 6 && choice.spans.iter().any(|(v4, _)| *v4);
+            if v4 { mapped([0; 4]) } else { [0; 16] }
+        };
+        column.push(chosen.unwrap_or_else(none));
+    }
+    conflict
+}
+
+const ABSENT: i64 = i64::MIN;
+
+/// Start and end of the flows. False where the record has times that cannot be told (uptime without boot time).
+fn times<R: Records>(
+    plan: &RowPlan,
+    records: &R,
+    context: &SetContext<'_>,
+    out: &mut Builder,
+    scratch: &mut Scratch,
+) -> bool {
+    let n = records.count();
+    // rule 31: of IPFIX the boot time is in the record, or was in the options data
+    let booted = context.uptime_ms.map(Booted::Ago).or_else(|| context.view.boot_us.map(Booted::At));
+    let known = |clock: &Option<Clock>| match clock {
+        Some(Clock::Uptime(_)) => plan.times.boot.is_some() || booted.is_some(),
+        clock => clock.is_some(),
+    };
+    let (has_start, has_end) = (known(&plan.times.start), known(&plan.times.end));
+    let uptimes_known = plan.uptimes.is_empty()
+        || (has_start || plan.times.start.is_none()) && has_end == plan.times.end.is_some();
+    let Scratch { starts, ends, .. } = scratch;
+    starts.clear();
+    ends.clear();
+    let clock = |clock: Option<Clock>, known: bool, values: &mut Vec<i64>| match clock.filter(|_| known) {
+        Some(clock) => read_clock(clock, plan.times.boot, booted, records, context, values),
+        None => values.resize(n, ABSENT),
+    };
+    clock(plan.times.start, has_start, starts);
+    clock(plan.times.end, has_end, ends);
+    if let Some((span, unit_us)) = plan.times.duration {
+        for row in 0..n {
+            let duration =
+                i64::try_from(unsigned(records.bytes(row, span))).unwrap_or(0).saturating_mul(unit_us);
+            match (starts[row], ends[row]) {
+                (ABSENT, end) if end != ABSENT => starts[row] = end.saturating_sub(duration),
+                (start, ABSENT) if start != ABSENT => ends[row] = start.saturating_add(duration),
+                _ => {}
+            }
+        }
+    }
+    let (has_start, has_end) = (
+        has_start || has_end && plan.times.duration.is_some(),
+        has_end || has_start && plan.times.duration.is_some(),
+    );
+    if !has_start && !has_end {
+        out.labels(FlowColumn::TimeSource.index()).push_n("received", n);
+        return uptimes_known;
+    }
+    // a receive time before 2000 is a clock that was never set: nothing to judge others by
+    let judge = context.config.clock_check && context.received_us >= YEAR_2000_US;
+    let second = |seconds: u32| if judge { i64::from(seconds) * 1_000_000 } else { i64::MAX };
+    let first = context.received_us.saturating_sub(second(context.config.clock_past_seconds));
+    let last = context.received_us.saturating_add(second(context.config.clock_future_seconds));
+    let plausible =
+        |times: &[i64]| times.iter().fold(true, |all, time| all & (*time >= first) & (*time <= last));
+    if (!has_start || plausible(starts)) && (!has_end || plausible(ends)) {
+        out.labels(FlowColumn::TimeSource.index()).push_n("flow", n);
+        for (has, column, times) in
+            [(has_start, FlowColumn::StartTime, starts), (has_end, FlowColumn::EndTime, ends)]
+        {
+            if has {
+                fill(out.times(column.index()), n, |values| values.extend_from_slice(times));
+            }
+        }
+        return uptimes_known;
+    }
+    // rule 33: a clock that cannot be right does not reach the tables
+    for (start, end) in starts.iter_mut().zip(ends.iter_mut()) {
+        let absent = |time: i64| time == ABSENT || time == 0;
+        let wrong = |time: i64| !absent(time) && !(first..=last).contains(&time);
+        let received = wrong(*start) || wrong(*end);
+        let label = if received || absent(*start) && absent(*end) { "received" } else { "flow" };
+        out.labels(FlowColumn::TimeSource.index()).push(label);
+        // in place of a wrong one the receive time, as far as the other one allows it
+        let now = context.received_us;
+        let (was_start, was_end) = (*start, *end);
+        if wrong(was_start) {
+            *start = if absent(was_end) || wrong(was_end) { now } else { now.min(was_end) };
+        }
+        if wrong(was_end) {
+            *end = if absent(was_start) || wrong(was_start) { now } else { now.max(was_start) };
+        }
+        for (column, time) in [(FlowColumn::StartTime, *start), (FlowColumn::EndTime, *end)] {
+            out.times(column.index()).push_option(Some(time).filter(|time| !absent(*time)));
+        }
+    }
+    uptimes_known
+}
+
+/// 2000-01-01T00:00:00Z.
+const YEAR_2000_US: i64 = 946_684_800_000_000;
+
+/// When the exporter booted.
+#[derive(Debug, Clone, Copy)]
+enum Booted {
+    /// So many ms before the export time, modulo 2^32.
+    Ago(u32),
+    At(i64),
+}
+
+impl Booted {
+    #[inline(always)]
+    fn time(self, export_us: i64, time_ms: u32) -> i64 {
+        match self {
+            Booted::Ago(uptime_ms) => from_uptime(export_us, uptime_ms, time_ms),
+            Booted::At(boot_us) => from_boot(export_us, boot_us, time_ms),
+        }
+    }
+}
+
+/// Boot time and uptime; of an uptime of more than 2^32 ms (49.7 days) the multiple that comes nearest to the export
+/// time. Nothing runs for ten years: what seems to has its two clocks apart, and the boot time is taken at its word.
+#[inline(always)]
+fn from_boot(export_us: i64, boot_us: i64, time_ms: u32) -> i64 {
+    const WRAP_US: i64 = (1 << 32) * 1_000;
+    const MAX_WRAPS: i64 = 73;
+    let time = boot_us.saturating_add(i64::from(time_ms) * 1_000);
+    let wraps = export_us.saturating_sub(time).saturating_add(WRAP_US / 2).div_euclid(WRAP_US);
+    let wraps = if (0..=MAX_WRAPS).contains(&wraps) { wraps } else { 0 };
+    time.saturating_add(wraps.saturating_mul(WRAP_US))
+}
+
+/// Rule 30: the distance to the export time is signed and modulo 2^32 ms.
+#[inline(always)]
+fn from_uptime(export_us: i64, uptime_ms: u32, time_ms: u32) -> i64 {
+    export_us - i64::from(uptime_ms.wrapping_sub(time_ms).cast_signed()) * 1_000
+}
+
+fn read_clock<R: Records>(
+    clock: Clock,
+    boot: Option<Span>,
+    booted: Option<Booted>,
+    records: &R,
+    context: &SetContext<'_>,
+    out: &mut Vec<i64>,
+) {
+    let (n, export_us) = (records.count(), context.export_us);
+    match clock {
+        Clock::Epoch(span, unit) if span.width == 8 => records.extend(span, out, |octets| {
+            i64::try_from(u64::from_be_bytes(octets)).unwrap_or(i64::MAX).saturating_mul(unit)
+        }),
+        Clock::Epoch(span, unit) => {
+            records.extend(span, out, |octets| i64::from(u32::from_be_bytes(octets)).saturating_mul(unit));
+        }
+        Clock::Ntp(span) => records.extend(span, out, |octets: [u8; 8]| match u64::from_be_bytes(octets) {
+            0 => 0,
+            _ => ntp_us(u32_at(&octets, 0), u32_at(&octets, 4), context.received_us),
+        }),
+        Clock::Before(span) => out.extend((0..n).map(|row| {
+            export_us.saturating_sub(i64::try_from(unsigned(records.bytes(row, span))).unwrap_or(i64::MAX))
+        })),
+        Clock::Uptime(span) => match (boot, booted) {
+            (Some(boot), header) => out.extend((0..n).map(|row| {
+                let boot_ms = i64::try_from(unsigned(records.bytes(row, boot))).unwrap_or(0);
+                let booted =
+                    if boot_ms > 0 { Some(Booted::At(boot_ms.saturating_mul(1_000))) } else { header };
+                let time = u32_at(records.bytes(row, span), 0);
+                booted.map_or(ABSENT, |booted| booted.time(export_us, time))
+            })),
+            (None, Some(Booted::At(boot_us))) => {
+                records.extend(span, out, |octets| from_boot(export_us, boot_us, u32::from_be_bytes(octets)));
+            }
+            (None, Some(Booted::Ago(uptime_ms))) => records
+                .extend(span, out, |octets| from_uptime(export_us, uptime_ms, u32::from_be_bytes(octets))),
+            (None, None) => out.extend((0..n).map(|_| ABSENT)),
+        },
+    }
+}
+
+/// Rule 24: which rate holds for each record, and why. Returns the last one.
+fn sampling<R: Records>(
+    plan: &RowPlan,
+    records: &R,
+    context: &SetContext<'_>,
+    out: &mut Builder,
+) -> Option<f64> {
+    let n = records.count();
+    let (column, source) = (FlowColumn::SamplingRate.index(), FlowColumn::SamplingSource.index());
+    let view = context.view;
+    let (sampling, exporter) = (&plan.sampling, context.exporter);
+    let forced = if exporter.already_scaled { Some(1.0) } else { exporter.sampling_rate };
+    let wide = view.templates.get(u64::from(context.template)).or(view.system);
+    let (rest, rest_source) = match (forced, wide, context.header_rate, context.config.default_sampling_rate)
+    {
+        (Some(rate), ..) => (Some(rate), RateSource::Override),
+        (_, Some(rate), ..) => (Some(rate), RateSource::System),
+        (_, _, Some(rate), _) => (Some(rate), RateSource::Header),
+        (.., Some(rate)) => (Some(rate), RateSource::Configured),
+        _ => (None, RateSource::Unknown),
+    };
+    let by_sampler = sampling.sampler.filter(|_| !view.samplers.is_empty());
+    let by_interface = !view.interfaces.is_empty() && (sampling.in_if.is_some() || sampling.out_if.is_some());
+    if forced.is_some() || sampling.rates.is_empty() && by_sampler.is_none() && !by_interface {
+        if let Some(rate) = rest {
+            out.f64s(column).push_n(rate, n);
+        }
+        out.labels(source).push_n(rest_source.label(), n);
+        return rest;
+    }
+    let mut last = (None, rest, rest_source);
+    let find = |row: usize, sampler: Option<u64>| {
+        let number = |span: Span| unsigned(records.bytes(row, span));
+        let in_record = sampling.rates.iter().find_map(|rate| record_rate(*rate, row, records, exporter));
+        if let Some(rate) = in_record {
+            return (Some(rate), RateSource::Record);
+        }
+        if let Some(rate) = sampler.and_then(|id| view.sampler(id)) {
+            return (Some(rate), RateSource::Sampler);
+        }
+        if by_interface {
+            let interfaces = [sampling.in_if, sampling.out_if].into_iter().flatten();
+            if let Some(rate) = interfaces.map(number).find_map(|id| view.interfaces.get(id)) {
+                return (Some(rate), RateSource::Interface);
+            }
+        }
+        (rest, rest_source)
+    };
+    for row in 0..n {
+        let sampler = by_sampler.map(|span| unsigned(records.bytes(row, span)));
+        // one sampler for most records: look it up where it changes
+        let same = row > 0 && sampling.rates.is_empty() && !by_interface && last.0 == sampler;
+        if !same {
+            let (rate, why) = find(row, sampler);
+            last = (sampler, rate, why);
+        }
+        out.f64s(column).push_option(last.1);
+        out.labels(source).push(last.2.label());
+    }
+    last.1
+}
+
+fn record_rate<R: Records>(rate: Rate, row: usize, records: &R, exporter: &ExporterConfig) -> Option<f64> {
+    let number = |span: Span| unsigned(records.bytes(row, span));
+    match rate {
+        Rate::Interval(span) => {
+            let value = interval(records.bytes(row, span), exporter.little_endian_sampling);
+            plausible(value as f64)
+        }
+        Rate::Packets { taken, skipped, algorithm } => {
+            packets_rate(number(taken), skipped.map(number), algorithm.map(number))
+        }
+        Rate::OutOf { size, population } => out_of_rate(number(size), number(population)),
+        Rate::Probability(span) => {
+            let probability = float(records.bytes(row, span)).filter(|p| *p > 0.0)?;
+            plausible(1.0 / probability)
+        }
+    }
+}
+
+/// A sampling interval, of exporters that are known to send it with the least octet first too (rule 27).
+pub(crate) fn interval(bytes: &[u8], little_endian: bool) -> u64 {
+    if little_endian {
+        return bytes.iter().rev().fold(0, |value, octet| value << 8 | u64::from(*octet));
+    }
+    unsigned(bytes)
+}
+
+/// Rule 43.
+fn icmp_in_port<R: Records>(icmp: &IcmpInPort, records: &R, out: &mut Builder) {
+    let n = records.count();
+    let is_icmp = |row: usize| matches!(records.bytes(row, icmp.protocol), [1 | 58]);
+    if !(0..n).any(is_icmp) {
+        return;
+    }
+    for (column, at) in [(FlowColumn::IcmpType, 0), (FlowColumn::IcmpCode, 1)] {
+        let values = out.u8s(column.index());
+        for row in 0..n {
+            let no_source = icmp.src_port.is_none_or(|span| unsigned(records.bytes(row, span)) == 0);
+            let value = records.bytes(row, icmp.dst_port).get(at).copied();
+            values.push_option(value.filter(|_| no_source && is_icmp(row)));
+        }
+    }
+}
+
+/// Rule 46: label, EXP and bottom-of-stack bit; what follows the bottom, and entries of zeros, are no labels.
+fn mpls<R: Records>(plan: &RowPlan, records: &R, out: &mut Builder) {
+    fn entries<'a, R: Records>(
+        plan: &'a RowPlan,
+        records: &'a R,
+        row: usize,
+    ) -> impl Iterator<Item = u32> + 'a {
+        let one = plan.mpls.iter().map(move |span| records.bytes(row, *span));
+        // a whole stack: entries of four octets, the last one the TTL
+        let stack = plan.mpls_stack.map(|span| records.bytes(row, span)).unwrap_or_default();
+        let all = one.chain(stack.chunks_exact(4).map(|entry| &entry[..3]));
+        all.map(|entry| unsigned(entry) as u32).take(32).filter(|entry| *entry >> 1 != 0)
+    }
+    let columns: [(FlowColumn, fn(u32) -> u32); 2] =
+        [(FlowColumn::MplsLabels, |entry| entry >> 4), (FlowColumn::MplsExp, |entry| entry >> 1 & 7)];
+    for (column, part) in columns {
+        let lists = out.lists(column.index());
+        for row in 0..records.count() {
+            lists.push(entries(plan, records, row).map(part));
+        }
+    }
+}
+
+/// Names for application ids, from the exporter's option table.
+fn application_names<R: Records>(plan: &RowPlan, records: &R, context: &SetContext<'_>, out: &mut Builder) {
+    let step = |column| plan.steps.iter().find(|step| step.column == column);
+    let applications = &context.view.applications;
+    let (Some(id), None, false) =
+        (step(FlowColumn::AppId), step(FlowColumn::AppName), applications.is_empty())
+    else {
+        return;
+    };
+    let texts = out.texts(FlowColumn::AppName.index());
+    for row in 0..records.count() {
+        match applications.get(records.bytes(row, id.span)) {
+            Some(name) => texts.push(name),
+            None => texts.push_nulls(1),
+        }
+    }
+}
+
+fn extras<R: Records>(
+    plan: &RowPlan,
+    records: &R,
+    context: &SetContext<'_>,
+    out: &mut Builder,
+    conflict: bool,
+    uptimes: bool,
+) {
+    let maps = out.maps(FlowColumn::Extra.index());
+    let near = context.received_us;
+    for row in 0..records.count() {
+        let mut entry = |extra: &Extra, bytes: &[u8]| {
+            maps.entry_with(&extra.name, |out| write_value(out, extra.data_type, bytes, near));
+        };
+        for extra in &plan.extras {
+            entry(extra, records.bytes(row, extra.span));
+        }
+        if uptimes {
+            for extra in &plan.uptimes {
+                entry(extra, records.bytes(row, extra.span));
+            }
+        }
+        for (extra, when) in plan.losers.iter().filter(|_| conflict) {
+            let some = |bytes: &[u8]| bytes.iter().any(|octet| *octet != 0);
+            let bytes = records.bytes(row, extra.span);
+            let lost = match when {
+                When::NeitherIsZero(other) => some(bytes) && some(records.bytes(row, *other)),
+                When::Exceeds(most) => unsigned(bytes) > *most,
+            };
+            if lost {
+                entry(extra, bytes);
+            }
+        }
+        maps.close_row();
+    }
+}
+
+/// What the sampled header of the only record says, in the columns that the record itself has nothing for.
+fn sampled<R: Records>(plan: &RowPlan, records: &R, out: &mut Builder) {
+    let Some(Sampled { section, span, size }) = plan.sampled else { return };
+    let bytes = records.bytes(0, span);
+    let link = match section {
+        Section::Frame => Link::Ethernet,
+        Section::Packet => Link::Ip,
+        Section::Payload(protocol) => {
+            Link::Transport(protocol.map_or(0, |span| unsigned(records.bytes(0, span)) as u8))
+        }
+    };
+    frame::parse(link, bytes).fill(out);
+    // one packet, of the length that the exporter says it had
+    let size = size.map(|span| unsigned(records.bytes(0, span))).filter(|size| *size > 0);
+    if let (Some(size), false) = (size, out.has(FlowColumn::Bytes.index())) {
+        out.u64s(FlowColumn::Bytes.index()).push(size);
+    }
+    if !out.has(FlowColumn::Packets.index()) {
+        out.u64s(FlowColumn::Packets.index()).push(1);
+    }
+}

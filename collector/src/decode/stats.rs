@@ -1,0 +1,148 @@
+//! What the decoders count and see, as rows of `exporter_stats` and `exporter_events`.
+
+use weir_schemas::tables::{EventColumn, StatsColumn};
+
+use super::exporters::{Counters, ExporterKey, ExporterState};
+use crate::columns::Builder;
+
+/// Events kept between two ticks; what is more is told in one row.
+const MAX_EVENTS: usize = 1_000;
+
+/// What can happen to an exporter: the values of the column `event`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    NewExporter,
+    Restart,
+    TemplateCollision,
+    TemplatesExpired,
+    WithdrawalIgnored,
+    SamplingChanged,
+}
+
+impl Event {
+    const fn label(self) -> &'static str {
+        match self {
+            Event::NewExporter => "new_exporter",
+            Event::Restart => "restart",
+            Event::TemplateCollision => "template_collision",
+            Event::TemplatesExpired => "templates_expired",
+            Event::WithdrawalIgnored => "withdrawal_ignored",
+            Event::SamplingChanged => "sampling_changed",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Seen {
+    at_us: i64,
+    key: ExporterKey,
+    event: Event,
+    template: Option<u16>,
+    detail: String,
+}
+
+/// Events since the last tick.
+#[derive(Debug, Default)]
+pub(crate) struct Events {
+    seen: Vec<Seen>,
+    /// Events that there was no room for, and the last of them.
+    more: Option<(u64, Seen)>,
+}
+
+impl Events {
+    /// A datagram of this exporter came; an event where it is the first one.
+    pub(crate) fn heard(&mut self, state: &ExporterState) {
+        if state.counters.datagrams == 1 {
+            self.add(state, state.last_seen_us, Event::NewExporter, None, String::new);
+        }
+    }
+
+    pub(crate) fn add(
+        &mut self,
+        state: &ExporterState,
+        at_us: i64,
+        event: Event,
+        template: Option<u16>,
+        detail: impl FnOnce() -> String,
+    ) {
+        let full = self.seen.len() >= MAX_EVENTS;
+        let detail = if full { String::new() } else { detail() };
+        let seen = Seen { at_us, key: state.key, event, template, detail };
+        if full {
+            let count = self.more.as_ref().map_or(0, |(count, _)| *count);
+            self.more = Some((count + 1, seen));
+        } else {
+            self.seen.push(seen);
+        }
+    }
+
+    /// Writes the rows.
+    pub(crate) fn write(&mut self, out: &mut Builder) {
+        if let Some((count, mut last)) = self.more.take() {
+            last.detail = format!("and {} events more", count - 1);
+            self.seen.push(last);
+        }
+        for seen in self.seen.drain(..) {
+            out.times(EventColumn::ReceivedAt.index()).push(seen.at_us);
+            out.ips(EventColumn::ExporterAddr.index()).push(seen.key.exporter.0);
+            out.u32s(EventColumn::ObservationDomain.index()).push(seen.key.domain);
+            out.labels(EventColumn::ProtoVer.index()).push(seen.key.protocol.label());
+            out.labels(EventColumn::Event.index()).push(seen.event.label());
+            if let Some(template) = seen.template {
+                out.u16s(EventColumn::TemplateId.index()).push(template);
+            }
+            if !seen.detail.is_empty() {
+                out.texts(EventColumn::Detail.index()).push(&seen.detail);
+            }
+            out.advance(1);
+        }
+    }
+}
+
+type Count = (StatsColumn, fn(&mut Counters) -> &mut u64);
+
+/// The counters that are columns.
+const COUNTS: [Count; 16] = [
+    (StatsColumn::Datagrams, |c| &mut c.datagrams),
+    (StatsColumn::DatagramBytes, |c| &mut c.datagram_bytes),
+    (StatsColumn::Flows, |c| &mut c.flows),
+    (StatsColumn::OptionsRecords, |c| &mut c.options_records),
+    (StatsColumn::CounterSamples, |c| &mut c.counter_samples),
+    (StatsColumn::Templates, |c| &mut c.templates),
+    (StatsColumn::TemplateMisses, |c| &mut c.template_misses),
+    (StatsColumn::SetsReplayed, |c| &mut c.sets_replayed),
+    (StatsColumn::SetsExpired, |c| &mut c.sets_expired),
+    (StatsColumn::Rejected, |c| &mut c.rejected),
+    (StatsColumn::SequenceExpected, |c| &mut c.sequence_expected),
+    (StatsColumn::SequenceLost, |c| &mut c.sequence_lost),
+    (StatsColumn::SequenceReordered, |c| &mut c.sequence_reordered),
+    (StatsColumn::SequenceResets, |c| &mut c.sequence_resets),
+    (StatsColumn::SequenceUncertain, |c| &mut c.sequence_uncertain),
+    (StatsColumn::AgentDrops, |c| &mut c.agent_drops),
+];
+
+/// Writes what was counted since the last row of this exporter; nothing where nothing was.
+pub(crate) fn write(state: &mut ExporterState, now_us: i64, out: &mut Builder) {
+    if state.counters == state.reported {
+        return;
+    }
+    out.times(StatsColumn::ReceivedAt.index()).push(now_us);
+    out.ips(StatsColumn::ExporterAddr.index()).push(state.key.exporter.0);
+    out.ips(StatsColumn::SenderAddr.index()).push(state.key.sender.0);
+    out.u32s(StatsColumn::ObservationDomain.index()).push(state.key.domain);
+    out.labels(StatsColumn::ProtoVer.index()).push(state.key.protocol.label());
+    let mut counters = state.counters;
+    for (column, count) in COUNTS {
+        let (now, reported) = (*count(&mut counters), count(&mut state.reported));
+        // what was reported as lost and came late is taken from what is lost next
+        out.u64s(column.index()).push(now.saturating_sub(*reported));
+        *reported = now.max(*reported);
+    }
+    if let Some(skew) = state.clock_skew_us {
+        out.f64s(StatsColumn::ClockSkewUs.index()).push(skew);
+    }
+    if let Some(rate) = state.sampling_rate {
+        out.f64s(StatsColumn::SamplingRate.index()).push(rate);
+    }
+    out.advance(1);
+}

@@ -1,19 +1,17 @@
 //! The references in `docs/` say what the code has. `WEIR_UPDATE_DOCS=1` writes the generated parts anew.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 
 use weir_schemas::Table;
-use weir_tests::command::run;
 use weir_tests::generate::Load;
 use weir_tests::ledger::assert_lossless;
 use weir_tests::wait::LONG;
-use weir_tests::weir::{Setup, binary};
+use weir_tests::weir::Setup;
 use weir_tests::{repository, update_docs};
 
 /// Compares a generated part of a document, between `<!-- NAME -->` and `<!-- /NAME -->`, or writes it.
 #[track_caller]
-fn generated(file: &str, name: &str, wanted: &str) {
+pub(crate) fn generated(file: &str, name: &str, wanted: &str) {
     let path = repository().join(file);
     let text = std::fs::read_to_string(&path).unwrap();
     let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->\n"));
@@ -198,55 +196,36 @@ fn every_query_of_the_sql_page_runs() {
     assert_lossless(&weir);
 }
 
-/// The keys of a TOML text as `section.key`, with their values.
-fn keys(toml: &str) -> BTreeMap<String, String> {
-    let mut section = String::new();
-    let mut keys = BTreeMap::new();
-    for line in toml.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix('[') {
-            section = name.trim_matches(['[', ']']).to_owned() + ".";
-        } else if let Some((key, value)) = line.split_once(" = ")
-            && !line.starts_with('#')
-        {
-            keys.insert(format!("{section}{key}"), value.to_owned());
-        }
-    }
-    keys
-}
-
-fn print_config(path: Option<&str>) -> String {
-    let mut command = Command::new(binary());
-    command.args(["check", "--print"]);
-    if let Some(path) = path {
-        command.arg("--config").arg(repository().join(path));
-    }
-    run(&mut command, LONG).ok()
-}
-
-/// Every key has its line in docs/configuration.md with its default, and the example is the defaults.
+/// Functions = those of the code: each has its documentation as a text `name(arguments) → meaning`.
 #[test]
-fn every_key_is_documented_and_the_example_is_the_defaults() {
-    let defaults = print_config(None);
-    let known = keys(&defaults);
-    assert!(known.len() > 20, "{known:?}");
-    let page = std::fs::read_to_string(repository().join("docs/configuration.md")).unwrap();
-    let mut documented = BTreeMap::new();
-    for line in page.lines().filter(|line| line.starts_with("| `")) {
-        let cells: Vec<&str> =
-            line.trim_matches('|').split(" | ").map(|cell| cell.trim().trim_matches('`')).collect();
-        if cells.len() >= 3 {
-            documented.insert(cells[0].to_owned(), (cells[1].to_owned(), cells[2].to_owned()));
+fn every_function_is_documented() {
+    let folder = repository().join("aggregator/src/sql/functions");
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let source = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        for text in source.split('"').filter(|text| text.contains(" → ") && !text.contains('\n')) {
+            let (call, meaning) = text.split_once(" → ").unwrap();
+            let name = call.split('(').next().unwrap_or_default();
+            if !name.is_empty()
+                && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            {
+                found.insert(name.to_owned(), (call.to_owned(), meaning.to_owned()));
+            }
         }
     }
-    let missing: Vec<_> = known.iter().filter(|(key, _)| !documented.contains_key(*key)).collect();
-    assert!(missing.is_empty(), "docs/configuration.md lacks {missing:#?}");
-    let wrong: Vec<_> = known.iter().filter(|(key, value)| documented[*key].0 != **value).collect();
-    assert!(wrong.is_empty(), "docs/configuration.md has another default than {wrong:#?}");
-    assert_eq!(print_config(Some("deploy/weir.toml")), defaults, "deploy/weir.toml changes a default");
-    let example = std::fs::read_to_string(repository().join("deploy/weir.toml")).unwrap();
-    let shown = keys(&example.replace("\n# ", "\n").replace("\n#", "\n"));
-    let unshown: Vec<_> = known.keys().filter(|key| !shown.contains_key(*key)).collect();
-    assert!(unshown.is_empty(), "deploy/weir.toml does not show {unshown:#?}");
-    let differing: Vec<_> = known.iter().filter(|(key, value)| shown[*key] != **value).collect();
-    assert!(differing.is_empty(), "deploy/weir.toml shows another default than {differing:#?}");
+    assert!(found.len() >= 20, "{:?}", found.keys());
+    let mut table = String::from("| function | gives |\n|---|---|\n");
+    for (call, meaning) in found.values() {
+        table += &format!("| `{call}` | {} |\n", meaning.replace('|', "\\|"));
+    }
+    generated("docs/sql.md", "functions", &table);
+    // And weir has each of them.
+    let setup = Setup::new();
+    let weir = setup.start();
+    for name in found.keys() {
+        let answer = weir.ask(&format!("select {name}()"), "application/json").text();
+        assert!(!answer.contains("unknown_function"), "{name}: {answer}");
+    }
+    let unknown = weir.ask("select no_such_function()", "application/json").text();
+    assert!(unknown.contains("unknown_function"), "{unknown}");
 }

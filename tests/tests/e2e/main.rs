@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod clients;
+mod configuration;
 mod corpus;
 mod deploy;
 mod documents;

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use partition::PartitionReader;
-use tokio::task::JoinHandle;
 use weir_schemas::segment::{COMMITTED_FILE, HEAD_FILE, Mark, partition_number};
 
+use super::on_thread::OnThread;
 use super::{LogMessage, Positions, Source, SourceError};
 
 /// How often a quiet log is looked at.
@@ -33,10 +33,7 @@ const LIST_EVERY: Duration = Duration::from_secs(1);
 /// The reader of the embedded log.
 #[derive(Debug)]
 pub struct EmbeddedSource {
-    /// Absent while `reading` has it.
-    reader: Option<Reader>,
-    /// A poll that was begun; it outlives a caller that gave up waiting, so that nothing it read is lost.
-    reading: Option<JoinHandle<(Reader, Result<Vec<LogMessage>, SourceError>)>>,
+    reader: OnThread<Reader, Result<Vec<LogMessage>, SourceError>>,
     committed: Arc<Mutex<CommittedMarks>>,
     end: Positions,
 }
@@ -50,8 +47,7 @@ impl EmbeddedSource {
             tracing::warn!(log = %directory.display(), "cannot tell the log how far the store is: {error}");
         }
         EmbeddedSource {
-            reader: Some(Reader::new(directory, positions)),
-            reading: None,
+            reader: OnThread::new(Reader::new(directory, positions)),
             committed: Arc::new(Mutex::new(committed)),
             end: Positions::new(),
         }
@@ -61,21 +57,8 @@ impl EmbeddedSource {
 #[async_trait::async_trait]
 impl Source for EmbeddedSource {
     async fn poll(&mut self, max_bytes: usize) -> Result<Vec<LogMessage>, SourceError> {
-        if let Some(mut reader) = self.reader.take() {
-            self.reading = Some(tokio::task::spawn_blocking(move || {
-                let messages = reader.poll(max_bytes);
-                (reader, messages)
-            }));
-        }
-        let Some(reading) = &mut self.reading else {
-            return Err(SourceError::Fatal("its reader has panicked".to_owned()));
-        };
-        let finished = reading.await;
-        self.reading = None;
-        let (reader, messages) =
-            finished.map_err(|error| SourceError::Fatal(format!("its reader has ended: {error}")))?;
+        let (reader, messages) = self.reader.run(move |reader| reader.poll(max_bytes)).await?;
         self.end = reader.end();
-        self.reader = Some(reader);
         messages
     }
 

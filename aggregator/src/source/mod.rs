@@ -1,6 +1,8 @@
 //! The log as the aggregator reads it: ordered, offset-addressed, replayable partitions of messages.
 
 pub mod embedded;
+pub mod kafka;
+mod on_thread;
 
 use std::collections::BTreeMap;
 

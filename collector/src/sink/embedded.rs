@@ -240,6 +240,13 @@ impl EmbeddedSink {
         }
     }
 
+    /// How long the oldest pending message still waits for its fsync.
+    fn until_due(&self) -> Duration {
+        let interval = self.interval();
+        let pending = self.partitions.iter().filter(|partition| partition.pending() > 0);
+        pending.map(|partition| interval.saturating_sub(partition.unsynced_for())).min().unwrap_or_default()
+    }
+
     /// Deletes what may go.
     fn retain(&mut self) {
         self.retention_at = Instant::now() + RETENTION_EVERY;
@@ -327,14 +334,13 @@ impl Sink for EmbeddedSink {
                 self.retain();
             }
             let acknowledged = self.take_acknowledged();
-            if acknowledged.messages > 0 || self.in_flight() == 0 || now >= deadline {
+            // a disk that takes nothing is waited for, so that whoever offers a message again does not spin
+            let idle = self.in_flight() == 0 && self.retry_at.is_none();
+            if acknowledged.messages > 0 || idle || now >= deadline {
                 return acknowledged;
             }
-            let interval = self.interval();
-            let due = self.partitions.iter().filter(|partition| partition.pending() > 0);
-            let due = due.map(|partition| interval.saturating_sub(partition.unsynced_for())).min();
-            let wait = due.unwrap_or_default().max(Duration::from_millis(1));
-            std::thread::sleep(wait.min(deadline - now));
+            let wait = self.retry_at.map_or_else(|| self.until_due(), |at| at.saturating_duration_since(now));
+            std::thread::sleep(wait.max(Duration::from_millis(1)).min(deadline - now));
         }
     }
 

@@ -1,6 +1,7 @@
 //! The way out: messages to the log. One trait, two logs: embedded segments and Apache Kafka.
 
 pub mod embedded;
+pub mod kafka;
 
 use std::time::Duration;
 
@@ -41,7 +42,8 @@ pub trait Sink: Send {
     /// Offers a message. `Ok` means the log has it in hand, not yet that it is durable.
     fn append(&mut self, message: &Message) -> Result<(), SinkError>;
 
-    /// Does what is due (fsync, delivery reports), waiting up to `timeout` for something to be acknowledged.
+    /// Does what is due (fsync, delivery reports), waiting up to `timeout` for something to be acknowledged; returns at
+    /// once when nothing is in flight, unless the log is busy.
     fn poll(&mut self, timeout: Duration) -> Acknowledged;
 
     /// Waits until all that was appended is acknowledged, up to `timeout`; returns what was acknowledged meanwhile.
@@ -49,4 +51,9 @@ pub trait Sink: Send {
 
     /// Messages appended and not yet acknowledged.
     fn in_flight(&self) -> u64;
+
+    /// Messages that were appended, but that the log has refused since (each once): dropped, to be counted as such.
+    fn refused(&mut self) -> Acknowledged {
+        Acknowledged::default()
+    }
 }

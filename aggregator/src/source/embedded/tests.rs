@@ -253,7 +253,7 @@ fn a_log_older_than_the_store_is_refused_and_one_made_after_it_goes_beyond() {
     let end = read_mark(&directory.path().join("0").join(HEAD_FILE)).unwrap().unwrap().end;
     let ahead = Positions::from([(0, end + 5)]);
     let mut source = EmbeddedSource::open(directory.path(), ahead.clone());
-    let error = source.reader.as_mut().unwrap().read(1, &mut Vec::new()).unwrap_err();
+    let error = source.reader.reader().unwrap().read(1, &mut Vec::new()).unwrap_err();
     assert!(matches!(&error, SourceError::Fatal(text) if text.contains("restart")), "{error}");
     // the remedy that it names
     drop(sink);

@@ -364,6 +364,10 @@ fn full_disk() {
             assert!(sent < 1000, "the disk does not fill");
         };
         assert!(matches!(&refused, SinkError::Busy(text) if text.contains("No space left")), "{refused}");
+        // who offers again what was not taken waits with `poll`, and does not spin
+        let begun = Instant::now();
+        assert_eq!(sink.poll(Duration::from_millis(40)), Acknowledged::default());
+        assert!(begun.elapsed() >= Duration::from_millis(40));
         assert_eq!(numbers(&visible(&log, 0)).last(), Some(&(sent - 1)), "round {round}");
         // space returns
         fs::remove_file(&ballast).unwrap();

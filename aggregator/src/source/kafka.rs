@@ -1,0 +1,437 @@
+//! Reads the log from Apache Kafka.
+//!
+//! Partitions are assigned here, all of them or those configured, at the positions that the store gave: the consumer group
+//! is only told how far the store is, so that lag tools see it. Which partitions are whose is decided in one place
+//! ([`Reader::assign`]); the group protocol will decide it there.
+//!
+//! Offsets that jump are no gap on Kafka (compaction, transaction markers). A gap is what the broker says is out of its
+//! range: then reading goes on at the earliest offset that is left.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde::{Deserialize, Serialize};
+use weir_schemas::{Envelope, EnvelopeError};
+
+use super::on_thread::OnThread;
+use super::{LogMessage, Payload, Positions, Source, SourceError};
+
+/// How long a poll waits for messages.
+const WAIT: Duration = Duration::from_millis(200);
+/// How long the brokers may take to answer a question.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How often the ends of the partitions are asked for.
+const ENDS_EVERY: Duration = Duration::from_secs(5);
+/// How often new partitions are looked for.
+const LIST_EVERY: Duration = Duration::from_secs(30);
+
+/// `[log.kafka]`, the part that reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KafkaSourceConfig {
+    /// Brokers to ask first, `host:port`, separated by commas.
+    pub bootstrap_servers: String,
+    pub topic: String,
+    /// The consumer group that is told how far the store is.
+    pub group: String,
+    /// Partitions to read; empty: all.
+    pub partitions: BTreeSet<u32>,
+    /// How much librdkafka fetches ahead.
+    pub prefetch_bytes: usize,
+    /// Further settings of librdkafka, such as `security.protocol`; they win over those made here.
+    pub settings: BTreeMap<String, String>,
+}
+
+impl Default for KafkaSourceConfig {
+    fn default() -> Self {
+        KafkaSourceConfig {
+            bootstrap_servers: "127.0.0.1:9092".to_owned(),
+            topic: "weir".to_owned(),
+            group: "weir".to_owned(),
+            partitions: BTreeSet::new(),
+            prefetch_bytes: 32 * 1024 * 1024,
+            settings: BTreeMap::new(),
+        }
+    }
+}
+
+impl KafkaSourceConfig {
+    fn client(&self) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        client
+            .set("bootstrap.servers", &self.bootstrap_servers)
+            .set("client.id", "weir-aggregate")
+            .set("group.id", &self.group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            // by default, what is out of range would be skipped without a word
+            .set("auto.offset.reset", "error")
+            .set("queued.max.messages.kbytes", (self.prefetch_bytes / 1024).max(1024).to_string())
+            .set("reconnect.backoff.max.ms", "2000")
+            .set_log_level(RDKafkaLogLevel::Warning);
+        for (key, value) in &self.settings {
+            client.set(key, value);
+        }
+        client
+    }
+}
+
+#[derive(Debug)]
+struct Context;
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        tracing::debug!(target: "librdkafka", ?level, facility, "{text}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "librdkafka", "{error}: {reason}");
+    }
+}
+
+impl ConsumerContext for Context {
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::debug!("the consumer group was not told how far the store is: {error}");
+        }
+    }
+}
+
+type KafkaConsumer = BaseConsumer<Context>;
+
+/// The reader of a topic.
+pub struct KafkaSource {
+    reader: OnThread<Reader, Result<Vec<LogMessage>, SourceError>>,
+    consumer: Arc<KafkaConsumer>,
+    topic: String,
+    end: Positions,
+}
+
+impl std::fmt::Debug for KafkaSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaSource")
+            .field("topic", &self.topic)
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+impl KafkaSource {
+    /// Checks the configuration; the brokers are asked with the first poll.
+    pub fn open(config: KafkaSourceConfig, positions: Positions) -> Result<KafkaSource, SourceError> {
+        let consumer = config
+            .client()
+            .create_with_context(Context)
+            .map_err(|error| SourceError::Fatal(format!("log.kafka: {error}")))?;
+        let consumer = Arc::new(consumer);
+        let topic = config.topic.clone();
+        let reader = Reader {
+            consumer: Arc::clone(&consumer),
+            config,
+            positions,
+            assigned: BTreeSet::new(),
+            listed: None,
+            ends: BTreeMap::new(),
+            ends_asked: None,
+            ready: VecDeque::new(),
+        };
+        Ok(KafkaSource { reader: OnThread::new(reader), consumer, topic, end: Positions::new() })
+    }
+}
+
+#[async_trait::async_trait]
+impl Source for KafkaSource {
+    async fn poll(&mut self, max_bytes: usize) -> Result<Vec<LogMessage>, SourceError> {
+        let (reader, messages) = self.reader.run(move |reader| reader.poll(max_bytes)).await?;
+        self.end = reader.ends.clone();
+        messages
+    }
+
+    async fn committed(&mut self, positions: &Positions) -> Result<(), SourceError> {
+        let mut list = TopicPartitionList::new();
+        for (&partition, &offset) in positions {
+            let added = number(partition).and_then(|partition| {
+                list.add_partition_offset(&self.topic, partition, kafka_offset(offset)).ok()
+            });
+            added.ok_or_else(|| {
+                SourceError::Fatal(format!("partition {partition} has no offset {offset} on Kafka"))
+            })?;
+        }
+        if list.count() == 0 {
+            return Ok(());
+        }
+        self.consumer
+            .commit(&list, CommitMode::Async)
+            .map_err(|error| SourceError::Unavailable(format!("the group cannot be told: {error}")))
+    }
+
+    fn end(&self) -> Positions {
+        self.end.clone()
+    }
+}
+
+fn number(partition: u32) -> Option<i32> {
+    i32::try_from(partition).ok()
+}
+
+fn kafka_offset(offset: u64) -> Offset {
+    Offset::Offset(i64::try_from(offset).unwrap_or(i64::MAX))
+}
+
+/// The part that waits for brokers, on a thread of its own.
+struct Reader {
+    consumer: Arc<KafkaConsumer>,
+    config: KafkaSourceConfig,
+    /// One past what was handed on, or where the store is.
+    positions: Positions,
+    assigned: BTreeSet<u32>,
+    listed: Option<Instant>,
+    ends: Positions,
+    ends_asked: Option<Instant>,
+    /// Read and not handed on: it did not fit into the budget any more.
+    ready: VecDeque<LogMessage>,
+}
+
+impl Reader {
+    fn poll(&mut self, max_bytes: usize) -> Result<Vec<LogMessage>, SourceError> {
+        if self.listed.is_none_or(|at| at.elapsed() >= LIST_EVERY) {
+            self.list()?;
+        }
+        if self.ends_asked.is_none_or(|at| at.elapsed() >= ENDS_EVERY) {
+            self.ask_ends();
+        }
+        let (mut messages, mut budget) = (Vec::new(), max_bytes);
+        let deadline = Instant::now() + WAIT;
+        let mut problem = None;
+        loop {
+            while let Some(message) = self.ready.pop_front() {
+                let bytes = size(&message);
+                if bytes > budget && !messages.is_empty() {
+                    self.ready.push_front(message);
+                    return Ok(messages);
+                }
+                budget = budget.saturating_sub(bytes);
+                messages.push(message);
+            }
+            let wait = if messages.is_empty() {
+                deadline.saturating_duration_since(Instant::now())
+            } else {
+                Duration::ZERO
+            };
+            match self.next(wait) {
+                Ok(true) => {}
+                Ok(false) if messages.is_empty() && Instant::now() < deadline => {}
+                Ok(false) => break,
+                Err(error) => {
+                    problem = Some(error);
+                    break;
+                }
+            }
+        }
+        match problem {
+            // what was read is handed on first; a problem that lasts comes again
+            Some(error) if messages.is_empty() => Err(error),
+            _ => Ok(messages),
+        }
+    }
+
+    /// Puts what comes next into `ready`; whether there was something.
+    fn next(&mut self, wait: Duration) -> Result<bool, SourceError> {
+        let consumer = Arc::clone(&self.consumer);
+        match consumer.poll(wait) {
+            None => Ok(false),
+            Some(Ok(message)) => {
+                let partition = u32::try_from(message.partition()).unwrap_or(0);
+                let offset = u64::try_from(message.offset()).unwrap_or(0);
+                // fetched before the partition was assigned anew at another position
+                if !self.assigned.contains(&partition)
+                    || self.positions.get(&partition).is_some_and(|next| offset < *next)
+                {
+                    return Ok(true);
+                }
+                let payload = match self.payload(&message) {
+                    Ok(payload) => payload,
+                    Err(error) => {
+                        // it must not be passed over: it comes again with the next poll
+                        self.reassign()?;
+                        return Err(error);
+                    }
+                };
+                self.positions.insert(partition, offset + 1);
+                let end = self.ends.entry(partition).or_default();
+                *end = (*end).max(offset + 1);
+                self.ready.push_back(LogMessage { partition, offset, payload });
+                Ok(true)
+            }
+            Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
+                Err(SourceError::Fatal(format!("topic `{}`: {code}", self.config.topic)))
+            }
+            Some(Err(error)) => match error.rdkafka_error_code() {
+                Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                    self.find_gaps()?;
+                    Ok(true)
+                }
+                Some(
+                    RDKafkaErrorCode::UnknownTopicOrPartition
+                    | RDKafkaErrorCode::UnknownPartition
+                    | RDKafkaErrorCode::UnknownTopic,
+                ) => {
+                    self.listed = None;
+                    Err(self.unavailable(&error))
+                }
+                _ => Err(self.unavailable(&error)),
+            },
+        }
+    }
+
+    fn unavailable(&self, error: &KafkaError) -> SourceError {
+        let KafkaSourceConfig { topic, bootstrap_servers, .. } = &self.config;
+        SourceError::Unavailable(format!("topic `{topic}` at {bootstrap_servers}: {error}"))
+    }
+
+    fn payload(&self, message: &BorrowedMessage<'_>) -> Result<Payload, SourceError> {
+        let Some(body) = message.payload() else {
+            return Ok(Payload::Foreign { reason: "it has no body".to_owned(), bytes: Bytes::new() });
+        };
+        let header = |name: &str| {
+            let headers = message.headers()?;
+            let found = headers.iter().find(|header| header.key == name)?;
+            std::str::from_utf8(found.value?).ok()
+        };
+        match Envelope::from_headers(header) {
+            Ok(envelope) => Ok(Payload::Batch { envelope, body: Bytes::copy_from_slice(body) }),
+            Err(error @ EnvelopeError::Newer(_)) => Err(SourceError::Fatal(format!(
+                "topic `{}` partition {} offset {}: {error}",
+                self.config.topic,
+                message.partition(),
+                message.offset()
+            ))),
+            Err(error) => {
+                Ok(Payload::Foreign { reason: error.to_string(), bytes: Bytes::copy_from_slice(body) })
+            }
+        }
+    }
+
+    /// Finds the partitions and begins to read those that are new.
+    fn list(&mut self) -> Result<(), SourceError> {
+        let metadata = self.consumer.fetch_metadata(Some(&self.config.topic), ANSWER);
+        let metadata = metadata.map_err(|error| self.unavailable(&error))?;
+        let topic = metadata.topics().iter().find(|topic| topic.name() == self.config.topic);
+        let there: BTreeSet<u32> = topic
+            .filter(|topic| {
+                topic.error().is_none_or(|error| RDKafkaErrorCode::from(error) == RDKafkaErrorCode::NoError)
+            })
+            .map(|topic| {
+                topic.partitions().iter().filter_map(|partition| u32::try_from(partition.id()).ok()).collect()
+            })
+            .unwrap_or_default();
+        let wanted: BTreeSet<u32> =
+            if self.config.partitions.is_empty() { there.clone() } else { self.config.partitions.clone() };
+        if there.is_empty() || !wanted.is_subset(&there) {
+            return Err(SourceError::Unavailable(format!(
+                "topic `{}` at {} has the partitions {there:?}, wanted are {wanted:?}",
+                self.config.topic, self.config.bootstrap_servers
+            )));
+        }
+        self.assign(wanted)?;
+        self.listed = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Reads these partitions from now on, each from its position.
+    fn assign(&mut self, partitions: BTreeSet<u32>) -> Result<(), SourceError> {
+        if partitions != self.assigned {
+            self.assigned = partitions;
+            self.reassign()?;
+        }
+        Ok(())
+    }
+
+    fn reassign(&self) -> Result<(), SourceError> {
+        let mut list = TopicPartitionList::new();
+        for &partition in &self.assigned {
+            let offset =
+                self.positions.get(&partition).map_or(Offset::Beginning, |offset| kafka_offset(*offset));
+            let added = number(partition)
+                .map(|partition| list.add_partition_offset(&self.config.topic, partition, offset));
+            match added {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return Err(self.unavailable(&error)),
+                None => {
+                    return Err(SourceError::Fatal(format!("there is no partition {partition} on Kafka")));
+                }
+            }
+        }
+        self.consumer.assign(&list).map_err(|error| self.unavailable(&error))
+    }
+
+    /// The broker does not have the offset that was asked for in some partition: what is gone is told, and reading goes on
+    /// at what is left.
+    fn find_gaps(&mut self) -> Result<(), SourceError> {
+        for partition in self.assigned.clone() {
+            let Some(&position) = self.positions.get(&partition) else { continue };
+            let (low, high) = self.watermarks(partition, ANSWER).map_err(|error| self.unavailable(&error))?;
+            if position > high {
+                return Err(SourceError::Fatal(format!(
+                    "the store contains partition {partition} of topic `{}` up to offset {position}, but it ends at {high}: \
+                     the topic was deleted and created again, or set back; give weir a topic with a new name",
+                    self.config.topic
+                )));
+            }
+            if position < low {
+                tracing::error!(
+                    topic = self.config.topic,
+                    partition,
+                    from = position,
+                    to = low,
+                    "messages are gone from the log"
+                );
+                self.ready.push_back(LogMessage {
+                    partition,
+                    offset: low - 1,
+                    payload: Payload::Gap { from: position },
+                });
+                self.positions.insert(partition, low);
+            }
+        }
+        self.reassign()
+    }
+
+    fn watermarks(&self, partition: u32, timeout: Duration) -> KafkaResult<(u64, u64)> {
+        let partition = number(partition).unwrap_or(-1);
+        let (low, high) = self.consumer.fetch_watermarks(&self.config.topic, partition, timeout)?;
+        Ok((u64::try_from(low).unwrap_or(0), u64::try_from(high).unwrap_or(0)))
+    }
+
+    /// Asks how far the partitions go, for lag metrics: who does not answer is asked again later.
+    fn ask_ends(&mut self) {
+        self.ends_asked = Some(Instant::now());
+        for partition in self.assigned.clone() {
+            match self.watermarks(partition, WAIT) {
+                Ok((_, high)) => {
+                    self.ends.insert(partition, high);
+                }
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+fn size(message: &LogMessage) -> usize {
+    match &message.payload {
+        Payload::Batch { body, .. } => body.len(),
+        Payload::Foreign { bytes, .. } => bytes.len(),
+        Payload::Gap { .. } => 0,
+    }
+}

@@ -119,6 +119,10 @@ impl Background {
         std::fs::read_to_string(&self.output).unwrap_or_default()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub fn finish(mut self, limit: Duration) -> ExitStatus {

@@ -1,10 +1,14 @@
 //! What is in `deploy/` passes the programs that read it, and asks only for what weir has.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
 use weir_tests::command::run;
+use weir_tests::generate::Load;
+use weir_tests::ledger::assert_lossless;
 use weir_tests::repository;
+use weir_tests::wait::{LONG, until};
 use weir_tests::weir::Setup;
 
 #[test]
@@ -51,4 +55,27 @@ fn expand(query: &str) -> String {
     let done = done.replace("$exporter", "'192.0.2.1','2001:db8::1'");
     assert!(!done.contains('$'), "a macro that this test does not know: {done}");
     done
+}
+
+/// Every metric that an alert or a panel asks for is one that weir has.
+#[test]
+fn alerts_and_dashboards_ask_for_metrics_that_exist() {
+    let setup = Setup::new();
+    let weir = setup.start();
+    // Longer than the probation of an exporter: before, it has no series of its own.
+    let sent = Load::new(16_000).rate(2_000).run(&weir);
+    weir.until_numbers("select count(*) from flows", &[sent.rows]);
+    let mut wanted = BTreeSet::new();
+    for file in ["deploy/prometheus/weir.rules.yml", "deploy/grafana/dashboards/weir.json"] {
+        let text = std::fs::read_to_string(repository().join(file)).unwrap();
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        wanted.extend(words.filter(|word| word.starts_with("weir_")).map(str::to_owned));
+    }
+    assert!(wanted.len() > 15, "{wanted:?}");
+    until(LONG, "all metrics", || {
+        let metrics = weir.metrics();
+        let missing: Vec<_> = wanted.iter().filter(|name| metrics.sum(name, &[]).is_none()).collect();
+        if missing.is_empty() { Ok(()) } else { Err(format!("/metrics lacks {missing:?}")) }
+    });
+    assert_lossless(&weir);
 }

@@ -38,7 +38,8 @@ pub(crate) fn generated(file: &str, name: &str, wanted: &str) {
 fn every_metric_is_documented() {
     let setup = Setup::new();
     let weir = setup.start();
-    let sent = Load::new(5_000).run(&weir);
+    // Longer than the probation of an exporter: before, it has no series of its own.
+    let sent = Load::new(16_000).rate(2_000).run(&weir);
     weir.until_numbers("select count(*) from flows", &[sent.rows]);
     weir.sql("select 1");
     let metrics = weir.metrics();

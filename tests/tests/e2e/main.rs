@@ -7,6 +7,7 @@ mod bad_input;
 mod clients;
 mod configuration;
 mod corpus;
+mod demo;
 mod deploy;
 mod documents;
 mod exporters;

@@ -1,8 +1,12 @@
 //! The aggregator: from the log to exactly-once tables and SQL.
 //!
-//! Data flows one way: [`source`] (log → messages) → [`store`] (Parquet in Delta Lake, hot rows) → [`catalog`] (what SQL
-//! sees) → `sql` (DataFusion) → `serve` (PostgreSQL wire, HTTP).
+//! Data flows one way: [`source`] (log → messages) → [`ingest`] → [`store`] (Parquet in Delta Lake, hot rows) →
+//! [`catalog`] (what SQL sees) → `sql` (DataFusion) → `serve` (PostgreSQL wire, HTTP).
 
 pub mod catalog;
+mod hot;
+pub mod ingest;
+mod provider;
+pub mod rollup;
 pub mod source;
 pub mod store;

@@ -1,0 +1,217 @@
+//! Data files: batches of SQL types as Parquet.
+//!
+//! A file holds only the columns that its rows have; readers add the others as NULL. Encodings are chosen per column:
+//! dictionaries where values repeat, none where they do not (they cost time and win nothing), differences for times.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::compute::{filter_record_batch, max, min};
+use arrow::datatypes::{DataType, Schema, SchemaRef, TimestampMicrosecondType};
+use bytes::Bytes;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+
+use super::StoreError;
+use super::delta::{Add, Stats, format_day, format_time};
+
+const DAY_US: i64 = 86_400_000_000;
+
+/// Columns whose values hardly repeat within a row group.
+const NO_DICTIONARY: &[&str] = &[
+    "src_addr",
+    "dst_addr",
+    "inner_src_addr",
+    "inner_dst_addr",
+    "nat_src_addr",
+    "nat_dst_addr",
+    "addr",
+    "peer_addr",
+    "src_port",
+    "nat_src_port",
+    "inner_src_port",
+    "bytes",
+    "ip_bytes",
+    "initiator_bytes",
+    "responder_bytes",
+    "est_bytes",
+    "est_packets",
+    "ipv6_flow_label",
+    "fragment_id",
+    "in_octets",
+    "out_octets",
+];
+
+/// How files are written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FileOptions {
+    pub(crate) zstd_level: i32,
+    pub(crate) row_group_rows: usize,
+}
+
+/// A file that is written but not yet put anywhere.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) day: i32,
+    pub(crate) bytes: Bytes,
+    pub(crate) rows: usize,
+    pub(crate) ranges: Vec<(String, i64, i64)>,
+}
+
+impl Encoded {
+    /// The Delta action that adds the file as `path`.
+    pub(crate) fn add(&self, path: String, data_change: bool) -> Result<Add, StoreError> {
+        let mut stats =
+            Stats { num_records: i64::try_from(self.rows).unwrap_or(i64::MAX), ..Stats::default() };
+        for (name, low, high) in &self.ranges {
+            if let (Some(low), Some(high)) = (format_time(*low), format_time(*high)) {
+                stats.min_values.insert(name.clone(), low.into());
+                stats.max_values.insert(name.clone(), high.into());
+            }
+        }
+        let stats = serde_json::to_string(&stats)
+            .map_err(|error| StoreError::Corrupt(format!("statistics cannot be written: {error}")))?;
+        Ok(Add {
+            path,
+            partition_values: BTreeMap::from([("day".to_owned(), Some(format_day(self.day)))]),
+            size: i64::try_from(self.bytes.len()).unwrap_or(i64::MAX),
+            modification_time: super::delta::now_ms(),
+            data_change,
+            stats: Some(stats),
+        })
+    }
+}
+
+/// `batch` with exactly the columns of `schema`, in its order, absent ones as NULL.
+pub(crate) fn align(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, StoreError> {
+    let column = |name: &str, kind: &DataType| -> ArrayRef {
+        match batch.column_by_name(name) {
+            Some(column) => Arc::clone(column),
+            None => new_null_array(kind, batch.num_rows()),
+        }
+    };
+    let columns = schema.fields().iter().map(|field| column(field.name(), field.data_type())).collect();
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    Ok(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?)
+}
+
+/// The days of a batch's time column, least and greatest; rows without a time count as day 0.
+fn days(batch: &RecordBatch, time_column: &str) -> (i32, i32) {
+    let Some(times) = batch.column_by_name(time_column) else { return (0, 0) };
+    let Some(times) = times.as_primitive_opt::<TimestampMicrosecondType>() else { return (0, 0) };
+    let day = |time: Option<i64>| time.map_or(0, day_of);
+    let (low, high) = (day(min(times)), day(max(times)));
+    if times.null_count() > 0 { (low.min(0), high.max(0)) } else { (low, high) }
+}
+
+pub(crate) fn day_of(time_us: i64) -> i32 {
+    i32::try_from(time_us.div_euclid(DAY_US)).unwrap_or(0)
+}
+
+/// The batches by the day of their rows.
+fn by_day(batches: &[RecordBatch], time_column: &str) -> Result<BTreeMap<i32, Vec<RecordBatch>>, StoreError> {
+    let mut result: BTreeMap<i32, Vec<RecordBatch>> = BTreeMap::new();
+    for batch in batches.iter().filter(|batch| batch.num_rows() > 0) {
+        let (low, high) = days(batch, time_column);
+        if low == high {
+            result.entry(low).or_default().push(batch.clone());
+            continue;
+        }
+        let times =
+            batch.column_by_name(time_column).map(|column| column.as_primitive::<TimestampMicrosecondType>());
+        let day_at = |row: usize| {
+            times.map_or(0, |times| if times.is_null(row) { 0 } else { day_of(times.value(row)) })
+        };
+        let rows: Vec<i32> = (0..batch.num_rows()).map(day_at).collect();
+        let mut distinct = rows.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        for day in distinct {
+            let mask = rows.iter().map(|found| Some(*found == day)).collect();
+            result.entry(day).or_default().push(filter_record_batch(batch, &mask)?);
+        }
+    }
+    Ok(result)
+}
+
+/// The columns of `schema` that have a value in any of the batches.
+fn present(schema: &Schema, batches: &[RecordBatch]) -> SchemaRef {
+    let has = |name: &str| {
+        batches
+            .iter()
+            .any(|batch| batch.column_by_name(name).is_some_and(|column| column.null_count() < column.len()))
+    };
+    let fields = schema.fields().iter().filter(|field| has(field.name())).cloned().collect::<Vec<_>>();
+    Arc::new(Schema::new(fields))
+}
+
+/// The properties of a file of `schema`.
+pub(crate) fn properties(schema: &Schema, options: FileOptions) -> WriterProperties {
+    let level = ZstdLevel::try_new(options.zstd_level).unwrap_or_default();
+    let mut builder = WriterProperties::builder()
+        .set_created_by(concat!("weir ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_compression(Compression::ZSTD(level))
+        .set_max_row_group_row_count(Some(options.row_group_rows))
+        .set_statistics_enabled(EnabledStatistics::Chunk);
+    for field in schema.fields() {
+        let path = ColumnPath::from(field.name().as_str());
+        if matches!(field.data_type(), DataType::Timestamp(..)) {
+            builder = builder
+                .set_column_dictionary_enabled(path.clone(), false)
+                .set_column_encoding(path.clone(), Encoding::DELTA_BINARY_PACKED)
+                .set_column_statistics_enabled(path, EnabledStatistics::Page);
+        } else if NO_DICTIONARY.contains(&field.name().as_str()) {
+            builder = builder.set_column_dictionary_enabled(path, false);
+        }
+    }
+    builder.build()
+}
+
+/// The least and greatest value of each time column over all batches.
+#[derive(Debug, Default)]
+pub(crate) struct Ranges(BTreeMap<String, (i64, i64)>);
+
+impl Ranges {
+    pub(crate) fn add(&mut self, batch: &RecordBatch) {
+        for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+            let Some(times) = column.as_primitive_opt::<TimestampMicrosecondType>() else { continue };
+            // a file of which some rows have no such time has no range: nothing may be pruned by it wrongly
+            let (Some(low), Some(high)) = (min(times), max(times)) else { continue };
+            let range = self.0.entry(field.name().clone()).or_insert((low, high));
+            *range = (range.0.min(low), range.1.max(high));
+        }
+    }
+
+    pub(crate) fn finish(self) -> Vec<(String, i64, i64)> {
+        self.0.into_iter().map(|(name, (low, high))| (name, low, high)).collect()
+    }
+}
+
+/// The batches as files, one a day.
+pub(crate) fn encode(
+    schema: &Schema,
+    batches: &[RecordBatch],
+    time_column: &str,
+    options: FileOptions,
+) -> Result<Vec<Encoded>, StoreError> {
+    let mut files = Vec::new();
+    for (day, batches) in by_day(batches, time_column)? {
+        let present = present(schema, &batches);
+        let mut writer =
+            ArrowWriter::try_new(Vec::new(), Arc::clone(&present), Some(properties(&present, options)))?;
+        let mut ranges = Ranges::default();
+        let mut rows = 0;
+        for batch in &batches {
+            let batch = align(batch, &present)?;
+            ranges.add(&batch);
+            rows += batch.num_rows();
+            writer.write(&batch)?;
+        }
+        let bytes = writer.into_inner()?.into();
+        files.push(Encoded { day, bytes, rows, ranges: ranges.finish() });
+    }
+    Ok(files)
+}

@@ -1,0 +1,275 @@
+//! Housekeeping: small files become large ones, old days go, what nobody references is deleted, logs are summed up.
+//!
+//! Every step is a commit of its own, or deletes only what no snapshot of the last hour can name; so it may stop or fail
+//! anywhere and be run again.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::Schema;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStoreExt};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use tokio_util::sync::CancellationToken;
+
+use super::delta::{Action, CommitError, DataFile, Remove, now_ms};
+use super::files::{Encoded, FileOptions, Ranges, align, day_of, encode, properties};
+use super::metrics::TableLabel;
+use super::table::{Content, StoreTable, blocking};
+use super::{Store, StoreError, objects};
+
+/// Runs the housekeeping of a store.
+#[derive(Debug)]
+pub struct Maintenance {
+    store: Arc<Store>,
+}
+
+impl Maintenance {
+    pub fn new(store: Arc<Store>) -> Maintenance {
+        Maintenance { store }
+    }
+
+    /// Runs a round every `maintenance_interval_s` until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let interval = Duration::from_secs(self.store.config.maintenance_interval_s);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(interval) => {}
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.round(now_ms()) => {}
+            }
+        }
+    }
+
+    /// One round at the time `now_ms`; what fails is logged, counted and tried again in the next round.
+    async fn round(&self, now_ms: i64) {
+        for table in &self.store.tables {
+            if let Err(error) = self.table(table, now_ms).await {
+                self.store.metrics.maintenance_failures.inc();
+                tracing::warn!(table = table.spec.name, %error, "maintenance failed; trying again in the next round");
+            }
+        }
+        if let Err(error) = self.ledger().await {
+            self.store.metrics.maintenance_failures.inc();
+            tracing::warn!(%error, "maintenance of the ledger failed; trying again in the next round");
+        }
+        if let Some(directory) = self.store.directory.clone() {
+            let grace = Duration::from_secs(self.store.config.vacuum_grace_s);
+            let swept = blocking(move || Ok(objects::sweep_staged(&directory, grace).unwrap_or(0)));
+            let _ = swept.await;
+        }
+    }
+
+    async fn table(&self, table: &Arc<StoreTable>, now_ms: i64) -> Result<(), CommitError> {
+        self.expire(table, now_ms).await?;
+        self.compact(table).await?;
+        self.checkpoint(table).await?;
+        self.vacuum(table, now_ms).await?;
+        Ok(())
+    }
+
+    fn label(table: &StoreTable) -> TableLabel {
+        TableLabel { table: table.spec.name }
+    }
+
+    /// Removes the days that are older than the table keeps.
+    pub(crate) async fn expire(&self, table: &StoreTable, now_ms: i64) -> Result<(), CommitError> {
+        let days = self.store.config.retention_days.get(table.spec.name).copied().unwrap_or(0);
+        if days == 0 {
+            return Ok(());
+        }
+        let first = day_of(now_ms * 1000).saturating_sub_unsigned(days);
+        let snapshot = table.snapshot();
+        let old: Vec<_> = snapshot.files.iter().filter(|file| file.day < first).collect();
+        if old.is_empty() {
+            return Ok(());
+        }
+        let actions = old.iter().map(|file| remove(file, true)).collect();
+        table.commit_files(actions, "DELETE").await?;
+        self.store.metrics.expired_files.get_or_create(&Self::label(table)).inc_by(old.len() as u64);
+        Ok(())
+    }
+
+    /// Merges the small files of each day, in the order of their times.
+    pub(crate) async fn compact(&self, table: &StoreTable) -> Result<(), CommitError> {
+        let config = &self.store.config;
+        let mut days: BTreeMap<i32, Vec<Arc<DataFile>>> = BTreeMap::new();
+        for file in table.snapshot().files.iter().filter(|file| file.size < config.compact_to_bytes / 2) {
+            days.entry(file.day).or_default().push(Arc::clone(file));
+        }
+        for (day, mut small) in days {
+            small.sort_by_key(|file| file.range(table.spec.time_column).unwrap_or_default());
+            while small.len() >= config.compact_min_files {
+                let (mut size, mut count) = (0, 0);
+                for file in &small {
+                    size += file.size;
+                    if count >= 2 && size > config.compact_to_bytes {
+                        break;
+                    }
+                    count += 1;
+                }
+                let group: Vec<_> = small.drain(..count).collect();
+                self.merge(table, day, &group).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn merge(&self, table: &StoreTable, day: i32, group: &[Arc<DataFile>]) -> Result<(), CommitError> {
+        let config = &self.store.config;
+        let options = FileOptions { zstd_level: config.zstd_level, row_group_rows: config.row_group_rows };
+        let (files, changes) = match table.spec.content {
+            Content::Raw(_) => (vec![self.rewrite(table, day, group, options).await?], false),
+            Content::Rollup(rollup) => {
+                let mut parts = Vec::new();
+                for file in group {
+                    parts.extend(read_all(table, file).await?);
+                }
+                let schema = Arc::clone(&table.spec.schema);
+                let time_column = table.spec.time_column;
+                let merged = blocking(move || {
+                    let aligned =
+                        parts.iter().map(|part| align(part, &schema)).collect::<Result<Vec<_>, _>>()?;
+                    encode(&schema, &[rollup.merge(&aligned)?], time_column, options)
+                });
+                // fewer rows that say the same: a change of rows all the same
+                (merged.await?, true)
+            }
+        };
+        let mut actions: Vec<Action> = group.iter().map(|file| remove(file, changes)).collect();
+        for file in &files {
+            actions.push(Action { add: Some(table.put(file, changes).await?), ..Action::default() });
+        }
+        table.commit_files(actions, "OPTIMIZE").await?;
+        self.store.metrics.compactions.get_or_create(&Self::label(table)).inc();
+        self.store.metrics.compacted_files.get_or_create(&Self::label(table)).inc_by(group.len() as u64);
+        Ok(())
+    }
+
+    /// The rows of several files as one file, one file in memory at a time.
+    async fn rewrite(
+        &self,
+        table: &StoreTable,
+        day: i32,
+        group: &[Arc<DataFile>],
+        options: FileOptions,
+    ) -> Result<Encoded, StoreError> {
+        let mut present: HashSet<String> = HashSet::new();
+        for file in group {
+            let reader = open(table, file).await?;
+            present.extend(reader.schema().fields().iter().map(|field| field.name().clone()));
+        }
+        let fields = table.spec.schema.fields().iter().filter(|field| present.contains(field.name()));
+        let schema = Arc::new(Schema::new(fields.cloned().collect::<Vec<_>>()));
+        let mut writer =
+            ArrowWriter::try_new(Vec::new(), Arc::clone(&schema), Some(properties(&schema, options)))?;
+        let (mut ranges, mut rows) = (Ranges::default(), 0);
+        for file in group {
+            let reader = open(table, file).await?;
+            let schema = Arc::clone(&schema);
+            (writer, ranges, rows) = blocking(move || {
+                for batch in reader.with_batch_size(65_536).build()? {
+                    let batch = align(&batch?, &schema)?;
+                    ranges.add(&batch);
+                    rows += batch.num_rows();
+                    writer.write(&batch)?;
+                }
+                Ok((writer, ranges, rows))
+            })
+            .await?;
+        }
+        let bytes = blocking(move || Ok(writer.into_inner()?)).await?;
+        Ok(Encoded { day, bytes: bytes.into(), rows, ranges: ranges.finish() })
+    }
+
+    async fn checkpoint(&self, table: &StoreTable) -> Result<(), StoreError> {
+        let config = &self.store.config;
+        let mut writer = table.writer.lock().await;
+        let due = writer.log.version >= writer.log.checkpoint.unwrap_or(0) + config.checkpoint_commits;
+        if due {
+            writer
+                .log
+                .checkpoint(seconds_ms(config.vacuum_grace_s), seconds_ms(config.log_retention_s))
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn ledger(&self) -> Result<(), StoreError> {
+        let config = &self.store.config;
+        let mut ledger = self.store.ledger.lock().await;
+        if ledger.log.version >= ledger.log.checkpoint.unwrap_or(0) + config.checkpoint_commits {
+            ledger.log.checkpoint(0, seconds_ms(config.log_retention_s)).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes data files that the table does not name, older than the grace: removed ones, and those of commits that
+    /// never came to be.
+    pub(crate) async fn vacuum(&self, table: &StoreTable, now_ms: i64) -> Result<(), StoreError> {
+        let before = now_ms - seconds_ms(self.store.config.vacuum_grace_s);
+        let prefix = Path::from(table.spec.name);
+        // listed before the log is looked at: a file that a commit adds meanwhile is younger than the grace
+        let listed: Vec<ObjectMeta> = table.objects.list(Some(&prefix)).try_collect().await?;
+        let writer = table.writer.lock().await;
+        let state = &writer.log.state;
+        let mut unneeded = Vec::new();
+        for meta in listed {
+            let Some(path) = meta.location.as_ref().strip_prefix(table.spec.name) else { continue };
+            let path = path.trim_start_matches('/');
+            if !path.ends_with(".parquet") || path.starts_with("_delta_log") || state.files.contains_key(path)
+            {
+                continue;
+            }
+            let removed = state.removed.get(path).and_then(|remove| remove.deletion_timestamp);
+            let since = removed.unwrap_or_else(|| meta.last_modified.timestamp_millis());
+            if since < before {
+                unneeded.push(meta.location);
+            }
+        }
+        drop(writer);
+        for location in unneeded {
+            table.objects.delete(&location).await?;
+            self.store.metrics.vacuumed_files.inc();
+        }
+        Ok(())
+    }
+}
+
+fn seconds_ms(seconds: u64) -> i64 {
+    i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX / 2)
+}
+
+fn remove(file: &DataFile, data_change: bool) -> Action {
+    let remove = Remove {
+        path: file.path.clone(),
+        deletion_timestamp: Some(now_ms()),
+        data_change,
+        extended_file_metadata: Some(true),
+        partition_values: Some(file.add.partition_values.clone()),
+        size: Some(file.add.size),
+    };
+    Action { remove: Some(remove), ..Action::default() }
+}
+
+/// A data file, read whole: those that are merged are small.
+async fn open(
+    table: &StoreTable,
+    file: &DataFile,
+) -> Result<ParquetRecordBatchReaderBuilder<bytes::Bytes>, StoreError> {
+    let path = Path::from(format!("{}/{}", table.spec.name, file.path));
+    let bytes = table.objects.get(&path).await?.bytes().await?;
+    Ok(ParquetRecordBatchReaderBuilder::try_new(bytes)?)
+}
+
+async fn read_all(table: &StoreTable, file: &DataFile) -> Result<Vec<RecordBatch>, StoreError> {
+    let reader = open(table, file).await?;
+    blocking(move || Ok(reader.build()?.collect::<Result<Vec<_>, _>>()?)).await
+}

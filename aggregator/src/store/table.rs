@@ -1,0 +1,356 @@
+//! One table of the store: its log, its files, and the hot rows in front of them.
+//!
+//! Everything a query needs is in one [`Snapshot`], replaced as a whole: the files of a version, the offsets that they
+//! contain, and the hot batches beyond these offsets. So a row is in the files or in memory, never in both or neither.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use parking_lot::RwLock;
+use weir_schemas::Table;
+
+use super::StoreError;
+use super::delta::{Action, CommitError, DataFile, DeltaLog, Txn, format_day, now_ms};
+use super::files::{Encoded, FileOptions, encode};
+use crate::rollup::Rollup;
+use crate::source::Positions;
+
+/// Where a table's rows come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// The batches of one table of the log.
+    Raw(Table),
+    /// What the flows add up to.
+    Rollup(Rollup),
+}
+
+/// What a table is.
+#[derive(Debug)]
+pub(crate) struct Spec {
+    /// Its directory.
+    pub(crate) name: &'static str,
+    /// Its physical name in SQL.
+    pub(crate) sql_name: &'static str,
+    pub(crate) content: Content,
+    pub(crate) schema: SchemaRef,
+    /// The column whose day is the partition.
+    pub(crate) time_column: &'static str,
+}
+
+impl Spec {
+    /// All tables: the raw ones, then the rollups.
+    pub(crate) fn all() -> Vec<Spec> {
+        let raw = Table::ALL.into_iter().map(|table| Spec {
+            name: table.name(),
+            sql_name: match table {
+                Table::Flows => "flows_raw",
+                Table::NatEvents => "nat_events_raw",
+                Table::Discards => "discards_raw",
+                other => other.name(),
+            },
+            content: Content::Raw(table),
+            schema: table.sql_schema(),
+            time_column: "received_at",
+        });
+        let rollups = Rollup::ALL.into_iter().map(|rollup| Spec {
+            name: rollup.name().trim_end_matches("_parts"),
+            sql_name: rollup.name(),
+            content: Content::Rollup(rollup),
+            schema: rollup.schema(),
+            time_column: "window_start",
+        });
+        raw.chain(rollups).collect()
+    }
+
+    /// The table of the log whose messages it takes.
+    pub(crate) fn takes(&self) -> Table {
+        match self.content {
+            Content::Raw(table) => table,
+            Content::Rollup(_) => Table::Flows,
+        }
+    }
+}
+
+/// A batch that is not yet committed.
+#[derive(Debug, Clone)]
+pub(crate) struct HotBatch {
+    pub(crate) partition: u32,
+    pub(crate) offset: u64,
+    pub(crate) batch: RecordBatch,
+    pub(crate) bytes: usize,
+}
+
+/// A table at one moment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) version: u64,
+    pub(crate) files: Arc<Vec<Arc<DataFile>>>,
+    /// One past the last offset that the files contain.
+    pub(crate) positions: Positions,
+    /// In the order in which they came.
+    pub(crate) hot: Vec<Arc<HotBatch>>,
+}
+
+impl Snapshot {
+    pub(crate) fn hot_rows(&self) -> usize {
+        self.hot.iter().map(|hot| hot.batch.num_rows()).sum()
+    }
+
+    pub(crate) fn hot_bytes(&self) -> usize {
+        self.hot.iter().map(|hot| hot.bytes).sum()
+    }
+
+    fn contains(&self, partition: u32, offset: u64) -> bool {
+        self.positions.get(&partition).is_some_and(|position| offset < *position)
+    }
+}
+
+/// A commit whose files are written: offered again, as it is, until its outcome is known.
+#[derive(Debug)]
+struct Prepared {
+    id: String,
+    actions: Vec<Action>,
+    fence: Vec<(String, Option<i64>)>,
+    upto: Positions,
+    rows: u64,
+}
+
+/// The part of a table that only commits touch.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    pub(crate) log: DeltaLog,
+    /// What this process believes the table's own positions to be, by partition; another writer shows in a difference.
+    owned: BTreeMap<u32, i64>,
+    prepared: Option<Prepared>,
+}
+
+/// What one commit did.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Committed {
+    pub(crate) commits: u64,
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+}
+
+/// A table of the store.
+#[derive(Debug)]
+pub(crate) struct StoreTable {
+    pub(crate) spec: Spec,
+    pub(crate) objects: Arc<dyn ObjectStore>,
+    /// The start of its application ids: `weir/<log id>/`.
+    apps: String,
+    snapshot: RwLock<Arc<Snapshot>>,
+    pub(crate) writer: tokio::sync::Mutex<Writer>,
+}
+
+/// The positions among the application transactions of a log.
+pub(crate) fn positions_of(txns: &BTreeMap<String, i64>, apps: &str) -> BTreeMap<u32, i64> {
+    let own = |(app, version): (&String, &i64)| Some((app.strip_prefix(apps)?.parse().ok()?, *version));
+    txns.iter().filter_map(own).collect()
+}
+
+fn offsets(own: &BTreeMap<u32, i64>) -> Positions {
+    own.iter().map(|(partition, version)| (*partition, u64::try_from(*version).unwrap_or(0))).collect()
+}
+
+/// The greater position of each partition.
+pub(crate) fn at_least(mut positions: Positions, floor: &Positions) -> Positions {
+    for (partition, offset) in floor {
+        let position = positions.entry(*partition).or_insert(0);
+        *position = (*position).max(*offset);
+    }
+    positions
+}
+
+/// The transaction of each partition that moves, with what it must stand at before.
+pub(crate) fn transactions(
+    apps: &str,
+    owned: &BTreeMap<u32, i64>,
+    upto: &Positions,
+) -> (Vec<Action>, Vec<(String, Option<i64>)>) {
+    let mut actions = Vec::new();
+    let mut fence = Vec::new();
+    for (partition, offset) in upto {
+        let version = i64::try_from(*offset).unwrap_or(i64::MAX);
+        let before = owned.get(partition).copied();
+        if before.is_some_and(|before| before >= version) {
+            continue;
+        }
+        let app_id = format!("{apps}{partition}");
+        fence.push((app_id.clone(), before));
+        let txn = Txn { app_id, version, last_updated: Some(now_ms()) };
+        actions.push(Action { txn: Some(txn), ..Action::default() });
+    }
+    (actions, fence)
+}
+
+impl StoreTable {
+    pub(crate) async fn open(
+        spec: Spec,
+        objects: Arc<dyn ObjectStore>,
+        apps: String,
+    ) -> Result<StoreTable, StoreError> {
+        let log = DeltaLog::open(&objects, spec.name, &spec.schema, true).await?;
+        let owned = positions_of(&log.state.txns, &apps);
+        let writer = tokio::sync::Mutex::new(Writer { log, owned, prepared: None });
+        let table = StoreTable { spec, objects, apps, snapshot: RwLock::default(), writer };
+        table.publish(&*table.writer.lock().await, |_| {});
+        Ok(table)
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.read())
+    }
+
+    /// Forgets what is hot and reads the table again; `floor` is what every table is known to contain.
+    pub(crate) async fn reload(&self, floor: &Positions) -> Result<Positions, StoreError> {
+        let mut writer = self.writer.lock().await;
+        if !writer.log.load().await? {
+            return Err(StoreError::Corrupt(format!("table `{}` is gone", self.spec.name)));
+        }
+        writer.prepared = None;
+        writer.owned = positions_of(&writer.log.state.txns, &self.apps);
+        let positions = at_least(offsets(&writer.owned), floor);
+        self.publish(&writer, |snapshot| {
+            snapshot.hot.clear();
+            snapshot.positions = positions.clone();
+        });
+        Ok(positions)
+    }
+
+    /// Replaces the snapshot by the writer's files and what `change` makes of the rest, in one step.
+    pub(crate) fn publish(&self, writer: &Writer, change: impl FnOnce(&mut Snapshot)) {
+        let files = Arc::new(writer.log.state.files.values().cloned().collect());
+        let mut current = self.snapshot.write();
+        let mut next = Snapshot::clone(&current);
+        next.version = writer.log.version;
+        next.files = files;
+        change(&mut next);
+        *current = Arc::new(next);
+    }
+
+    /// Takes batches that the table does not contain yet.
+    pub(crate) fn take(&self, batches: &[Arc<HotBatch>]) {
+        let mut current = self.snapshot.write();
+        let mut next = Snapshot::clone(&current);
+        let fresh = batches.iter().filter(|hot| !current.contains(hot.partition, hot.offset));
+        next.hot.extend(fresh.cloned());
+        *current = Arc::new(next);
+    }
+
+    /// Commits the hot rows before `upto`. Dropped or failed anywhere it leaves the table whole, and may be called again.
+    pub(crate) async fn commit(
+        &self,
+        upto: &Positions,
+        options: FileOptions,
+    ) -> Result<Committed, CommitError> {
+        let mut writer = self.writer.lock().await;
+        let mut total = Committed::default();
+        loop {
+            if writer.prepared.is_none() {
+                match self.prepare(&writer, upto, options).await? {
+                    Some(prepared) => writer.prepared = Some(prepared),
+                    None => return Ok(total),
+                }
+            }
+            let Writer { log, owned, prepared } = &mut *writer;
+            let Some(ready) = prepared.as_ref() else { return Ok(total) };
+            log.commit(ready.actions.clone(), "WRITE", &ready.fence, &ready.id).await?;
+            let Some(done) = prepared.take() else { return Ok(total) };
+            *owned = positions_of(&log.state.txns, &self.apps);
+            total.commits += 1;
+            total.rows += done.rows;
+            let sizes = done.actions.iter().filter_map(|action| action.add.as_ref());
+            total.bytes += sizes.map(|add| u64::try_from(add.size).unwrap_or(0)).sum::<u64>();
+            self.publish(&writer, |snapshot| pass(snapshot, &done.upto));
+        }
+    }
+
+    /// Writes the files of the next commit; None where nothing is hot before `upto`.
+    async fn prepare(
+        &self,
+        writer: &Writer,
+        upto: &Positions,
+        options: FileOptions,
+    ) -> Result<Option<Prepared>, StoreError> {
+        let snapshot = self.snapshot();
+        let before = |hot: &&Arc<HotBatch>| upto.get(&hot.partition).is_some_and(|end| hot.offset < *end);
+        let batches: Vec<RecordBatch> =
+            snapshot.hot.iter().filter(before).map(|hot| hot.batch.clone()).collect();
+        if batches.is_empty() {
+            let mut current = self.snapshot.write();
+            let mut next = Snapshot::clone(&current);
+            pass(&mut next, upto);
+            *current = Arc::new(next);
+            return Ok(None);
+        }
+        let (content, schema, time_column) =
+            (self.spec.content, Arc::clone(&self.spec.schema), self.spec.time_column);
+        let encoded = blocking(move || {
+            let batches = match content {
+                Content::Raw(_) => batches,
+                Content::Rollup(rollup) => vec![rollup.compute(&batches)?],
+            };
+            encode(&schema, &batches, time_column, options)
+        });
+        let encoded = encoded.await?;
+        let mut actions = Vec::new();
+        for file in &encoded {
+            actions.push(Action { add: Some(self.put(file, true).await?), ..Action::default() });
+        }
+        let (transactions, fence) = transactions(&self.apps, &writer.owned, upto);
+        actions.extend(transactions);
+        let rows = encoded.iter().map(|file| file.rows as u64).sum();
+        let id = uuid::Uuid::new_v4().to_string();
+        Ok(Some(Prepared { id, actions, fence, upto: upto.clone(), rows }))
+    }
+
+    /// Puts a data file where its table's files lie, unseen until a commit adds it.
+    pub(crate) async fn put(
+        &self,
+        file: &Encoded,
+        data_change: bool,
+    ) -> Result<super::delta::Add, StoreError> {
+        let path = format!("day={}/{}.parquet", format_day(file.day), uuid::Uuid::new_v4());
+        let full = Path::from(format!("{}/{path}", self.spec.name));
+        self.objects.put(&full, file.bytes.clone().into()).await?;
+        file.add(path, data_change)
+    }
+
+    /// Commits a change of files that changes no position (compaction, retention).
+    pub(crate) async fn commit_files(
+        &self,
+        actions: Vec<Action>,
+        operation: &str,
+    ) -> Result<(), CommitError> {
+        let mut writer = self.writer.lock().await;
+        let apps = &self.apps;
+        let fence: Vec<_> =
+            writer.owned.iter().map(|(partition, at)| (format!("{apps}{partition}"), Some(*at))).collect();
+        let id = uuid::Uuid::new_v4().to_string();
+        writer.log.commit(actions, operation, &fence, &id).await?;
+        self.publish(&writer, |_| {});
+        Ok(())
+    }
+}
+
+/// Moves the positions on, and drops the hot batches that the files now contain.
+fn pass(snapshot: &mut Snapshot, upto: &Positions) {
+    snapshot.positions = at_least(std::mem::take(&mut snapshot.positions), upto);
+    let hot = std::mem::take(&mut snapshot.hot);
+    snapshot.hot = hot.into_iter().filter(|hot| !snapshot.contains(hot.partition, hot.offset)).collect();
+}
+
+/// Runs CPU work away from the tasks that wait for I/O.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(StoreError::Corrupt(format!("a task of the store died: {error}"))),
+    }
+}

@@ -68,7 +68,7 @@ pub fn write_capture(path: &Path, packets: u64, ipv6: bool) -> io::Result<Truth>
 fn frame(number: u64, ipv6: bool) -> (Vec<u8>, u8) {
     let conversation = (number * 7 + number / 11) % 400;
     let reply = number % 3 == 2;
-    let six = ipv6 && conversation % 3 == 0;
+    let six = ipv6 && conversation.is_multiple_of(3);
     let protocol = match conversation % 10 {
         0 => {
             if six {

@@ -3,6 +3,8 @@
 //!
 //! Each test has a weir of its own on free ports, and ends with the ledger.
 
+#![allow(clippy::unwrap_used, reason = "an end-to-end test fails by panicking, in its helpers too")]
+
 mod bad_input;
 mod clients;
 mod configuration;

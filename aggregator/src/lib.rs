@@ -1,12 +1,15 @@
 //! The aggregator: from the log to exactly-once tables and SQL.
 //!
 //! Data flows one way: [`source`] (log → messages) → [`ingest`] → [`store`] (Parquet in Delta Lake, hot rows) →
-//! [`catalog`] (what SQL sees) → `sql` (DataFusion) → `serve` (PostgreSQL wire, HTTP).
+//! [`catalog`] (what SQL sees) → [`sql`] (DataFusion) → [`serve`] (PostgreSQL wire, HTTP). [`aggregate`] puts it together.
 
+pub mod aggregate;
 pub mod catalog;
 mod hot;
 pub mod ingest;
 mod provider;
 pub mod rollup;
+pub mod serve;
 pub mod source;
+pub mod sql;
 pub mod store;

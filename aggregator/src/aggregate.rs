@@ -1,0 +1,187 @@
+//! The role `aggregate`: from the log through the store to the servers, put together by hand.
+//!
+//! ```text
+//! source → ingest → store ← maintenance
+//!                     ↑
+//!          PostgreSQL, HTTP → engine
+//! ```
+//!
+//! The servers start first and say "not ready" until the store is open. At the end the ingest stops first, after it has
+//! taken and committed what the log still holds; then maintenance; the servers, which answer until then, stop last.
+//!
+//! Memory, with the defaults: hot rows 256 MiB, queries 512 MiB, and about 150 MiB for the rest.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::{Catalog, views};
+use crate::ingest::{Ingest, IngestError, OpenSource};
+pub use crate::serve::{HttpConfig, PostgresConfig};
+use crate::serve::{Shared, http, may_listen, pg};
+use crate::sql::{Engine, EngineError, SqlConfig, SqlMetrics};
+use crate::store::{Maintenance, Store, StoreConfig, StoreError, StoreInfo};
+
+/// A try to open the store follows the last after this time.
+const RETRY: Duration = Duration::from_secs(2);
+/// The servers have this long to end what they answer.
+const SERVERS_STOP: Duration = Duration::from_secs(5);
+
+/// What the role is configured with.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AggregatorConfig {
+    pub store: StoreConfig,
+    pub sql: SqlConfig,
+    pub http: HttpConfig,
+    pub postgres: PostgresConfig,
+    /// Allows the listeners to be other than loopback, although there is no TLS.
+    pub insecure_listen: bool,
+}
+
+impl AggregatorConfig {
+    /// What is wrong with it, by key.
+    pub fn problems(&self) -> Vec<String> {
+        let store = self.store.problems().into_iter().map(|problem| format!("store.{problem}"));
+        let sql = self.sql.problems().into_iter().map(|problem| format!("sql.{problem}"));
+        store.chain(sql).collect()
+    }
+}
+
+/// What the role is given.
+pub struct AggregatorDeps {
+    pub data_dir: PathBuf,
+    /// Names the log whose offsets the store carries.
+    pub log_id: String,
+    /// Opens the log where the store stands.
+    pub open: OpenSource,
+    pub http: TcpListener,
+    pub postgres: TcpListener,
+    /// Whether a collector runs on this machine: then weir is not ready without it.
+    pub collector_expected: bool,
+}
+
+impl std::fmt::Debug for AggregatorDeps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AggregatorDeps").field("log_id", &self.log_id).finish_non_exhaustive()
+    }
+}
+
+/// Why the role cannot start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum AggregatorError {
+    /// Correct the configuration.
+    #[error("{0}")]
+    Config(String),
+    #[error("cannot use a listener: {0}")]
+    Listener(std::io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Ingest(#[from] IngestError),
+}
+
+/// The role, put together and not started.
+#[derive(Debug)]
+pub struct Aggregator {
+    config: AggregatorConfig,
+    deps: AggregatorDeps,
+}
+
+impl Aggregator {
+    /// Checks everything that can be checked before anything starts.
+    pub fn new(config: AggregatorConfig, deps: AggregatorDeps) -> Result<Aggregator, AggregatorError> {
+        let mut problems = config.problems();
+        for (door, listener) in [("http", &deps.http), ("postgres", &deps.postgres)] {
+            let address = listener.local_addr().map_err(AggregatorError::Listener)?;
+            problems.extend(may_listen(door, address, config.insecure_listen).err());
+        }
+        if problems.is_empty() {
+            Ok(Aggregator { config, deps })
+        } else {
+            Err(AggregatorError::Config(problems.join("; ")))
+        }
+    }
+
+    /// Runs until `shutdown`, then stops in order.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), AggregatorError> {
+        let Aggregator { config, deps } = self;
+        let mut registry = Registry::default();
+        let sql_metrics = Arc::new(SqlMetrics::default());
+        sql_metrics.register(&mut registry);
+        let socket = deps.data_dir.join("run").join("collect.sock");
+        let shared = Shared::new(registry, Some(socket), deps.collector_expected);
+
+        let servers = CancellationToken::new();
+        let _servers_at_any_end = servers.clone().drop_guard();
+        let http = to_tokio(deps.http)?;
+        let postgres = to_tokio(deps.postgres)?;
+        let http = tokio::spawn(http::serve(http, config.http.clone(), Arc::clone(&shared), servers.clone()));
+        let postgres =
+            tokio::spawn(pg::serve(postgres, config.postgres.clone(), Arc::clone(&shared), servers.clone()));
+
+        let store = tokio::select! {
+            store = open_store(&config.store, &deps.data_dir, &deps.log_id) => store?,
+            () = shutdown.cancelled() => return Ok(()),
+        };
+        shared.register(|registry| store.metrics().register(registry));
+        let catalog = Catalog::new(Arc::clone(&store));
+        let spill = deps.data_dir.join("tmp").join("sql");
+        let engine =
+            Engine::new(config.sql.clone(), catalog.tables(), views(), Some(&spill), sql_metrics).await?;
+        catalog.register(engine.runtime_env());
+        let (of_problem, of_metrics) = (Arc::clone(&store), Arc::clone(&store));
+        shared.open(
+            engine,
+            Box::new(move || problem(&of_problem.info())),
+            Box::new(move || of_metrics.metrics().update(&of_metrics.info())),
+        );
+
+        let maintenance = CancellationToken::new();
+        let maintain = tokio::spawn(Maintenance::new(Arc::clone(&store)).run(maintenance.clone()));
+        let ingested = Ingest::new(store, deps.open).run(shutdown).await;
+        maintenance.cancel();
+        let _ = maintain.await;
+        shared.close();
+        servers.cancel();
+        let _ = tokio::time::timeout(SERVERS_STOP, async { (http.await, postgres.await) }).await;
+        Ok(ingested?)
+    }
+}
+
+/// Opens the store; while its files cannot be read, again and again.
+async fn open_store(
+    config: &StoreConfig,
+    data_dir: &std::path::Path,
+    log_id: &str,
+) -> Result<Arc<Store>, StoreError> {
+    loop {
+        match Store::open(config.clone(), data_dir, log_id).await {
+            Err(StoreError::Objects(error)) => {
+                tracing::warn!(%error, "the store cannot be opened; trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Why the store is not ready, where it is not.
+fn problem(info: &StoreInfo) -> Option<String> {
+    if let Some(problem) = &info.problem {
+        return Some(problem.clone());
+    }
+    info.lag_seconds.is_none().then(|| "the log has not been read to its end yet".to_owned())
+}
+
+fn to_tokio(listener: TcpListener) -> Result<tokio::net::TcpListener, AggregatorError> {
+    listener.set_nonblocking(true).map_err(AggregatorError::Listener)?;
+    tokio::net::TcpListener::from_std(listener).map_err(AggregatorError::Listener)
+}

@@ -1,0 +1,217 @@
+//! The supervisor (`weir run`): opens the sockets, holds them, and keeps `collect` and `aggregate` alive as children of
+//! the same binary. A child that dies is started again on the same sockets, so what was queued in them is not lost.
+//!
+//! A child knows its descriptors from [`INHERIT`], tells its readiness by a line on stdout, and stops when its stdin
+//! ends: a supervisor that is killed leaves no orphans.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use command_fds::{FdMapping, tokio::CommandFdAsyncExt};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+
+/// Names the inherited descriptors of a child: `udp=3@[::]:2055;http=5`.
+pub(crate) const INHERIT: &str = "WEIR_INHERIT";
+/// Set in a child: it watches its stdin for the supervisor's end.
+pub(crate) const SUPERVISED: &str = "WEIR_SUPERVISED";
+/// The first descriptor number that a child gets; 0 to 2 are its standard streams.
+const FIRST_FD: i32 = 3;
+/// How long a child may take to stop before it is killed: the collector flushes its log, the aggregator commits.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// A child that lived at least this long is restarted at once.
+const STABLE: Duration = Duration::from_secs(10);
+
+/// What a child inherits: a role for the descriptor, and the descriptor.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    pub(crate) role: String,
+    pub(crate) fd: OwnedFd,
+}
+
+/// A child to keep alive.
+#[derive(Debug)]
+pub(crate) struct Role {
+    /// The subcommand, also its name in the logs.
+    pub(crate) name: &'static str,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) sockets: Vec<Inherited>,
+}
+
+/// The inherited descriptors of this process by role, in order; empty where it was started by hand.
+pub(crate) fn inherited() -> BTreeMap<String, Vec<i32>> {
+    let mut found: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+    for part in std::env::var(INHERIT).unwrap_or_default().split(';') {
+        if let Some((role, fd)) = part.rsplit_once('=')
+            && let Ok(fd) = fd.parse()
+        {
+            found.entry(role.to_owned()).or_default().push(fd);
+        }
+    }
+    found
+}
+
+/// Binds a TCP listener. A supervisor that was just killed may hold the address for a moment: tries for 10 s.
+pub(crate) async fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let started = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && address.port() != 0
+                    && started.elapsed() < Duration::from_secs(10) =>
+            {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A child that runs.
+struct Running {
+    child: Child,
+    /// Held open while the supervisor lives; its end tells the child to stop.
+    stdin: Option<tokio::process::ChildStdin>,
+    since: Instant,
+}
+
+fn start(binary: &PathBuf, role: &Role, ready: mpsc::Sender<(&'static str, String)>) -> io::Result<Running> {
+    let mut mappings = Vec::new();
+    let mut names = Vec::new();
+    for (inherited, child_fd) in role.sockets.iter().zip(FIRST_FD..) {
+        names.push(format!("{}={child_fd}", inherited.role));
+        mappings.push(FdMapping { parent_fd: inherited.fd.try_clone()?, child_fd });
+    }
+    let mut command = Command::new(binary);
+    command
+        .arg(role.name)
+        .args(&role.arguments)
+        .env(INHERIT, names.join(";"))
+        .env(SUPERVISED, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    command.fd_mappings(mappings).map_err(|error| io::Error::other(error.to_string()))?;
+    let mut child = command.spawn()?;
+    let stdin = child.stdin.take();
+    if let Some(stdout) = child.stdout.take() {
+        let name = role.name;
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stdout).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                if let Some(rest) = line.strip_prefix("ready") {
+                    // The receiver is gone only when the supervisor stops.
+                    let _ = ready.send((name, rest.trim().to_owned())).await;
+                }
+            }
+        });
+    }
+    tracing::info!(role = role.name, pid = child.id(), "started");
+    Ok(Running { child, stdin, since: Instant::now() })
+}
+
+/// Asks the child to stop by ending its stdin, and waits; kills it after [`STOP_LIMIT`].
+async fn stop(name: &str, mut running: Running) -> io::Result<ExitStatus> {
+    drop(running.stdin.take());
+    match tokio::time::timeout(STOP_LIMIT, running.child.wait()).await {
+        Ok(status) => status,
+        Err(_) => {
+            tracing::error!(role = name, "did not stop in {STOP_LIMIT:?}: killed");
+            running.child.kill().await?;
+            running.child.wait().await
+        }
+    }
+}
+
+/// Keeps one role alive until `shutdown`, then stops it.
+async fn keep(
+    binary: PathBuf,
+    role: Role,
+    ready: mpsc::Sender<(&'static str, String)>,
+    mut shutdown: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut backoff = Duration::from_millis(100);
+    loop {
+        let mut running = start(&binary, &role, ready.clone())?;
+        tokio::select! {
+            status = running.child.wait() => {
+                let status = status?;
+                if *shutdown.borrow() {
+                    return Ok(());
+                }
+                // 2 is usage or configuration: another start would end the same way.
+                if status.code() == Some(2) {
+                    return Err(io::Error::other(format!("{} refused its configuration", role.name)));
+                }
+                let lived = running.since.elapsed();
+                backoff = if lived >= STABLE { Duration::from_millis(100) } else { (backoff * 2).min(Duration::from_secs(10)) };
+                tracing::error!(role = role.name, %status, lived_s = lived.as_secs(), "ended; starts again in {backoff:?}");
+                tokio::select! {
+                    () = tokio::time::sleep(backoff) => {}
+                    _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+                }
+            }
+            _ = shutdown.wait_for(|stop| *stop) => {
+                let status = stop(role.name, running).await?;
+                tracing::info!(role = role.name, %status, "stopped");
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Runs the roles until SIGTERM or SIGINT, then stops them in their order, each to its end before the next: first the
+/// collector, which flushes to the log, then the aggregator, which takes the log to its end.
+///
+/// `on_ready` is called once with what the roles print after `ready`, in the order of the roles.
+pub(crate) async fn supervise(roles: Vec<Role>, on_ready: impl FnOnce(Vec<String>) + Send) -> io::Result<()> {
+    let binary = std::env::current_exe()?;
+    let names: Vec<&'static str> = roles.iter().map(|role| role.name).collect();
+    let (ready_sender, mut ready) = mpsc::channel(16);
+    let mut kept = Vec::new();
+    for role in roles {
+        let (sender, receiver) = watch::channel(false);
+        kept.push((sender, tokio::spawn(keep(binary.clone(), role, ready_sender.clone(), receiver))));
+    }
+    let mut told: BTreeMap<&'static str, String> = BTreeMap::new();
+    let mut on_ready = Some(on_ready);
+    let mut signal = std::pin::pin!(crate::signals::shutdown());
+    loop {
+        let any_ended = async {
+            loop {
+                if kept.iter().any(|(_, task)| task.is_finished()) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::select! {
+            () = &mut signal => break,
+            () = any_ended => break,
+            Some((name, line)) = ready.recv() => {
+                told.insert(name, line);
+                if told.len() == names.len() && let Some(on_ready) = on_ready.take() {
+                    on_ready(names.iter().map(|name| told[name].clone()).collect());
+                }
+            }
+        }
+    }
+    let mut result = Ok(());
+    for (shutdown, task) in kept {
+        shutdown.send_replace(true);
+        if let Err(error) = task.await.map_err(io::Error::other).and_then(|ended| ended)
+            && result.is_ok()
+        {
+            result = Err(error);
+        }
+    }
+    result
+}

@@ -1,21 +1,221 @@
 //! The roles: how `run`, `collect` and `aggregate` are put together from the configuration.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
-use weir_aggregator::aggregate::Aggregator;
-use weir_collector::collect::Collector;
-use weir_collector::receive::socket::{Socket, bind_all};
+use weir_aggregator::aggregate::{Aggregator, AggregatorConfig, AggregatorDeps};
+use weir_aggregator::source::Source;
+use weir_aggregator::source::embedded::EmbeddedSource;
+use weir_aggregator::source::kafka::{KafkaSource, KafkaSourceConfig};
+use weir_collector::collect::{Collector, CollectorDeps, CollectorError};
+use weir_collector::receive::socket::{Socket, SocketError, take_inherited};
+use weir_collector::sink::Sink;
+use weir_collector::sink::embedded::{EmbeddedError, EmbeddedSink};
+use weir_collector::sink::kafka::KafkaSink;
 
 use crate::cli::RoleArgs;
-use crate::config::Config;
+use crate::config::{Config, LogKind};
 use crate::failure::Failure;
 use crate::supervisor::{self, Inherited, Role};
 
-/// The addresses that a weir has bound.
+/// How long a port or a lock may be held by a weir that is about to end (its supervisor was just killed).
+const PREDECESSOR_ENDS: Duration = Duration::from_secs(15);
+
+/// The addresses that a weir has bound. Prints as the rest of the `ready` line.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Addresses {
     pub(crate) udp: Vec<SocketAddr>,
     pub(crate) http: Option<SocketAddr>,
     pub(crate) postgres: Option<SocketAddr>,
+}
+
+impl Addresses {
+    /// Each once, in the order of the configuration: shards share an address.
+    fn of_sockets(sockets: &[Socket]) -> Vec<SocketAddr> {
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for address in sockets.iter().map(Socket::local_addr) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        addresses
+    }
+}
+
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        if !self.udp.is_empty() {
+            let list: Vec<_> = self.udp.iter().map(SocketAddr::to_string).collect();
+            parts.push(format!("udp={}", list.join(",")));
+        }
+        parts.extend(self.http.map(|address| format!("http={address}")));
+        parts.extend(self.postgres.map(|address| format!("postgres={address}")));
+        f.write_str(&parts.join(" "))
+    }
+}
+
+/// The one line on stdout that scripts wait for.
+fn print_ready(addresses: &Addresses) {
+    let mut out = std::io::stdout().lock();
+    // Nobody may be reading; that is no reason to stop.
+    let _ = writeln!(out, "ready {addresses}").and_then(|()| out.flush());
+}
+
+/// `weir run`: binds everything, then supervises. `on_ready` is called once, when the whole is ready.
+pub(crate) async fn run(
+    args: RoleArgs,
+    config: Config,
+    on_ready: impl FnOnce(Addresses) + Send,
+) -> Result<(), Failure> {
+    std::fs::create_dir_all(&config.data_dir).map_err(|error| {
+        Failure::failed(format!("cannot create the data directory {}: {error}", config.data_dir.display()))
+    })?;
+    let sockets = bind_udp(&config).await?;
+    let http = bind_tcp("listen.http", config.listen.http).await?;
+    let postgres = bind_tcp("listen.postgres", config.listen.postgres).await?;
+    let addresses = Addresses {
+        udp: Addresses::of_sockets(&sockets),
+        http: http.local_addr().ok(),
+        postgres: postgres.local_addr().ok(),
+    };
+    // The children read the same file and environment; what was typed is typed again for them.
+    let mut arguments = Vec::new();
+    if let Some(path) = &args.config {
+        arguments.extend(["--config".to_owned(), path.display().to_string()]);
+    }
+    arguments.extend(["--data-dir".to_owned(), config.data_dir.display().to_string()]);
+    let mut for_collect = arguments.clone();
+    for address in &addresses.udp {
+        for_collect.extend(["--listen".to_owned(), address.to_string()]);
+    }
+    let mut for_aggregate = arguments;
+    for (flag, address) in [("--http", addresses.http), ("--postgres", addresses.postgres)] {
+        for_aggregate.extend(address.into_iter().flat_map(|address| [flag.to_owned(), address.to_string()]));
+    }
+    let inherited = |role: &str, fd: OwnedFd| Inherited { role: role.to_owned(), fd };
+    let roles = vec![
+        Role {
+            name: "collect",
+            arguments: for_collect,
+            sockets: sockets.into_iter().map(|socket| inherited("udp", socket.into())).collect(),
+        },
+        Role {
+            name: "aggregate",
+            arguments: for_aggregate,
+            sockets: vec![inherited("http", http.into()), inherited("postgres", postgres.into())],
+        },
+    ];
+    tracing::info!(%addresses, data_dir = %config.data_dir.display(), "starting");
+    let supervised = supervisor::supervise(roles, move |_| {
+        print_ready(&addresses);
+        on_ready(addresses);
+    });
+    supervised.await.map_err(|error| Failure::failed(error.to_string()))
+}
+
+async fn bind_udp(config: &Config) -> Result<Vec<Socket>, Failure> {
+    let collector = config.collector();
+    let in_use = |error: &SocketError| error.source.kind() == std::io::ErrorKind::AddrInUse;
+    let bound = retry(|| collector.bind(), in_use).await;
+    bound.map_err(|error| Failure::failed(format!("{error}; is another weir or collector running?")))
+}
+
+async fn bind_tcp(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    let in_use = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+    retry(|| TcpListener::bind(address), in_use)
+        .await
+        .map_err(|error| Failure::failed(format!("cannot listen on {address} ({key}): {error}")))
+}
+
+/// Tries again while the error may be a predecessor's that is about to end.
+async fn retry<T, E: fmt::Display>(
+    mut action: impl FnMut() -> Result<T, E>,
+    may_pass: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let started = Instant::now();
+    let mut told = false;
+    loop {
+        match action() {
+            Err(error) if may_pass(&error) && started.elapsed() < PREDECESSOR_ENDS => {
+                if !told {
+                    tracing::warn!("{error}; trying for {PREDECESSOR_ENDS:?}");
+                    told = true;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// The descriptors that the supervisor handed over, taken once.
+fn take(inherited: &BTreeMap<String, Vec<i32>>, role: &str) -> Result<Vec<OwnedFd>, Failure> {
+    let numbers = inherited.get(role).map(Vec::as_slice).unwrap_or_default();
+    let taken = numbers.iter().map(|number| {
+        take_inherited(*number)
+            .map_err(|error| Failure::failed(format!("cannot take over descriptor {number} ({role}): {error}")))
+    });
+    taken.collect()
+}
+
+/// `weir collect`: UDP to log.
+pub(crate) async fn collect(config: Config, http: Option<SocketAddr>) -> Result<(), Failure> {
+    let inherited = supervisor::inherited();
+    let sockets = match take(&inherited, "udp")? {
+        fds if fds.is_empty() => bind_udp(&config).await?,
+        fds => fds
+            .into_iter()
+            .map(Socket::from_fd)
+            .collect::<Result<_, _>>()
+            .map_err(|error| Failure::failed(error.to_string()))?,
+    };
+    let sink = open_sink(&config).await?;
+    let mut addresses = Addresses { udp: Addresses::of_sockets(&sockets), ..Addresses::default() };
+    let deps = CollectorDeps { data_dir: config.data_dir.clone(), sockets, sink };
+    let collector = Collector::new(&config.collector(), deps).map_err(collector_failure)?;
+    if let Some(address) = http {
+        let listener = bind_tcp("listen.http", address).await?;
+        addresses.http = listener.local_addr().ok();
+        let admin = collector.admin().clone();
+        let listener = to_tokio(listener)?;
+        tokio::spawn(async move { admin.serve_tcp(listener).await });
+    }
+    print_ready(&addresses);
+    let summary = collector.run(crate::signals::shutdown()).await.map_err(collector_failure)?;
+    tracing::info!(kernel_drops = summary.kernel_drops, ledger = ?summary.ledger, "collector stopped");
+    Ok(())
+}
+
+fn collector_failure(error: CollectorError) -> Failure {
+    match error {
+        CollectorError::Config(_) => Failure::usage(error.to_string()),
+        other => Failure::failed(other.to_string()),
+    }
+}
+
+fn to_tokio(listener: TcpListener) -> Result<tokio::net::TcpListener, Failure> {
+    listener
+        .set_nonblocking(true)
+        .and_then(|()| tokio::net::TcpListener::from_std(listener))
+        .map_err(|error| Failure::failed(format!("cannot use the listener: {error}")))
+}
+
+async fn open_sink(config: &Config) -> Result<Box<dyn Sink>, Failure> {
+    match config.log.kind {
+        LogKind::Embedded => {
+            let directory = config.log.embedded.directory(&config.data_dir);
+            let open = || EmbeddedSink::open(&directory, config.log.embedded.clone());
+            let sink = retry(open, |error| matches!(error, EmbeddedError::Locked(_))).await;
+            Ok(Box::new(sink.map_err(|error| Failure::failed(error.to_string()))?))
+        }
+        LogKind::Kafka => {
+            let sink = KafkaSink::open(config.log.kafka.clone());
+            Ok(Box::new(sink.map_err(|error| Failure::failed(error.to_string()))?))
+        }
+    }
 }

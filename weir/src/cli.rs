@@ -27,11 +27,11 @@ pub(crate) enum Command {
     /// Ask a running weir in SQL.
     Sql(SqlArgs),
     /// Print the records of a capture file.
-    Decode(crate::tools::decode::Args),
+    Decode(crate::tools::decode::DecodeArgs),
     /// Send the datagrams of a capture file to a collector.
-    Replay(crate::tools::replay::Args),
+    Replay(crate::tools::replay::ReplayArgs),
     /// Send synthetic flows, seeded, and print their exact totals.
-    Generate(crate::tools::generate::Args),
+    Generate(crate::tools::generate::GenerateArgs),
     /// Run weir on generated flows and print what to try.
     Demo(DemoArgs),
     /// Check a configuration and say what it means.

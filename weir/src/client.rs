@@ -83,19 +83,20 @@ fn print_arrow(bytes: &[u8], format: Format, out: &mut impl Write) -> Result<std
 /// Prints how the weir at `url` is: its readiness, its exporters and its ledger.
 pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
     let url = args.url.trim_end_matches('/').to_owned();
-    let ready = http()?
-        .get(format!("{url}/readyz"))
-        .send()
-        .await
-        .map_err(|error| unreachable(&url, &error))?;
+    let ready =
+        http()?.get(format!("{url}/readyz")).send().await.map_err(|error| unreachable(&url, &error))?;
     let is_ready = ready.status().is_success();
     let reason = ready.text().await.unwrap_or_default();
     let mut out = std::io::stdout().lock();
     let state = if is_ready { "ready".to_owned() } else { format!("not ready: {}", reason.trim()) };
     writeln!(out, "{url} is {state}").map_err(Failure::output)?;
     drop(out);
-    sql(SqlArgs { url, format: Format::Table, query: "select * from exporters order by 1, 2 limit 100".to_owned() })
-        .await?;
+    sql(SqlArgs {
+        url,
+        format: Format::Table,
+        query: "select * from exporters order by 1, 2 limit 100".to_owned(),
+    })
+    .await?;
     if is_ready { Ok(()) } else { Err(Failure::failed("not ready".to_owned())) }
 }
 

@@ -46,16 +46,15 @@ pub(crate) async fn run(args: DemoArgs, config: Config) -> Result<(), Failure> {
 #[derive(Debug, Parser)]
 struct Generate {
     #[command(flatten)]
-    args: crate::tools::generate::Args,
+    args: crate::tools::generate::GenerateArgs,
 }
 
 fn generate(udp: SocketAddr, rate: u64) {
     let (to, rate) = (udp.to_string(), rate.to_string());
-    let words =
-        ["generate", "--to", &to, "--rate", &rate, "--exporters", "8", "--protocol", "mixed", "--duration", "0", "--quiet"];
+    let words = ["generate", "--to", &to, "--rate", &rate, "--exporters", "8", "--protocol", "mixed"];
     let ended = Generate::try_parse_from(words)
         .map_err(|error| Failure::failed(error.to_string()))
-        .and_then(|typed| crate::tools::generate::run(typed.args));
+        .and_then(|typed| Ok(crate::tools::generate::run(&typed.args)?));
     if let Err(failure) = ended {
         failure.report();
     }
@@ -63,7 +62,8 @@ fn generate(udp: SocketAddr, rate: u64) {
 
 fn greet(addresses: &Addresses, rate: u64, data_dir: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    let (host, port) = addresses.postgres.map_or(("127.0.0.1".to_owned(), 15432), |a| (a.ip().to_string(), a.port()));
+    let (host, port) =
+        addresses.postgres.map_or(("127.0.0.1".to_owned(), 15432), |a| (a.ip().to_string(), a.port()));
     let http = addresses.http.map_or("127.0.0.1:8080".to_owned(), |address| address.to_string());
     writeln!(
         out,

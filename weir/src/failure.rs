@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::tools::ToolError;
+
 /// A command that did not do what it was asked; the text is all that is printed.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -25,9 +27,11 @@ impl Failure {
         Failure::failed(format!("cannot write the output: {error}"))
     }
 
-    /// Prints the message on stderr; returns the status.
+    /// Prints the message on stderr; returns the status. Output that nobody reads any more is no failure.
     pub(crate) fn report(&self) -> ExitCode {
-        eprintln!("weir: {}", self.message);
+        if self.code != 0 {
+            eprintln!("weir: {}", self.message);
+        }
         ExitCode::from(self.code)
     }
 }
@@ -35,5 +39,15 @@ impl Failure {
 impl From<crate::config::ConfigError> for Failure {
     fn from(error: crate::config::ConfigError) -> Self {
         Failure::usage(error.to_string())
+    }
+}
+
+impl From<ToolError> for Failure {
+    fn from(error: ToolError) -> Self {
+        match error {
+            ToolError::Usage(message) => Failure::usage(message),
+            ToolError::Failed(message) => Failure::failed(message),
+            ToolError::OutputClosed => Failure { message: String::new(), code: 0 },
+        }
     }
 }

@@ -41,8 +41,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Collect(args) => {
             let config = Config::for_role(&args)?;
+            let http = args.http;
             start_logging(log.as_deref(), &config, "collect")?;
-            roles::collect(config)
+            block_on(roles::collect(config, http))
         }
         Command::Aggregate(args) => {
             let config = Config::for_role(&args)?;
@@ -56,9 +57,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Sql(args) => block_on(client::sql(args)),
         Command::Status(args) => block_on(client::status(args)),
-        Command::Decode(args) => tools::decode::run(args),
-        Command::Replay(args) => tools::replay::run(args),
-        Command::Generate(args) => tools::generate::run(args),
+        Command::Decode(args) => Ok(tools::decode::run(&args)?),
+        Command::Replay(args) => Ok(tools::replay::run(&args)?),
+        Command::Generate(args) => Ok(tools::generate::run(&args)?),
         Command::Check(args) => check(args),
     }
 }
@@ -76,9 +77,11 @@ fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Fai
 /// Logs go to stderr: text, or JSON where configured. `--log` and `WEIR_LOG` come before the configuration.
 fn start_logging(typed: Option<&str>, config: &Config, role: &'static str) -> Result<(), Failure> {
     let level = typed.unwrap_or(&config.logging.level);
-    let filter = EnvFilter::try_new(level)
-        .map_err(|error| Failure::usage(format!("log level `{level}`: {error}; try info or info,weir_collector=debug")))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let filter = EnvFilter::try_new(level).map_err(|error| {
+        Failure::usage(format!("log level `{level}`: {error}; try info or info,weir_collector=debug"))
+    })?;
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match config.logging.format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => builder.json().init(),

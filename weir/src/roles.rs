@@ -157,8 +157,9 @@ async fn retry<T, E: fmt::Display>(
 fn take(inherited: &BTreeMap<String, Vec<i32>>, role: &str) -> Result<Vec<OwnedFd>, Failure> {
     let numbers = inherited.get(role).map(Vec::as_slice).unwrap_or_default();
     let taken = numbers.iter().map(|number| {
-        take_inherited(*number)
-            .map_err(|error| Failure::failed(format!("cannot take over descriptor {number} ({role}): {error}")))
+        take_inherited(*number).map_err(|error| {
+            Failure::failed(format!("cannot take over descriptor {number} ({role}): {error}"))
+        })
     });
     taken.collect()
 }

@@ -7,7 +7,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// to the whole process group, and the supervisor stops its children in order.
 pub(crate) async fn shutdown() {
     let supervised = std::env::var_os(crate::supervisor::SUPERVISED).is_some();
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         tracing::error!("cannot listen for signals: stop with SIGKILL");
         return std::future::pending().await;

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -55,24 +54,6 @@ pub(crate) fn inherited() -> BTreeMap<String, Vec<i32>> {
         }
     }
     found
-}
-
-/// Binds a TCP listener. A supervisor that was just killed may hold the address for a moment: tries for 10 s.
-pub(crate) async fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let started = Instant::now();
-    loop {
-        match TcpListener::bind(address) {
-            Ok(listener) => return Ok(listener),
-            Err(error)
-                if error.kind() == io::ErrorKind::AddrInUse
-                    && address.port() != 0
-                    && started.elapsed() < Duration::from_secs(10) =>
-            {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 /// A child that runs.

@@ -160,20 +160,25 @@ mod tests {
             ("HOME", "/root"),
         ];
         let sample: Sample = load(Some(file.path()), env(&pairs)).unwrap();
-        assert_eq!(
-            sample.batch,
-            Batch { batch_rows: 20, batch_age_ms: 7, listen: vec!["a:1".to_owned()] }
-        );
+        assert_eq!(sample.batch, Batch { batch_rows: 20, batch_age_ms: 7, listen: vec!["a:1".to_owned()] });
     }
 
     #[test]
     fn mistakes_name_line_key_and_remedy() {
         for (text, pairs, wanted) in [
-            ("# c\n[batch]\nbatch_row = 20\n", &[][..], vec![":3:1:", "batch_row", "did you mean `batch_rows`?"]),
+            (
+                "# c\n[batch]\nbatch_row = 20\n",
+                &[][..],
+                vec![":3:1:", "batch_row", "did you mean `batch_rows`?"],
+            ),
             ("[batsh]\n", &[], vec![":1:", "did you mean `batch`?"]),
             ("[batch]\nbatch_rows = \"x\"\n", &[], vec![":2:", "invalid type"]),
             ("[batch\n", &[], vec![":1:"]),
-            ("", &[("WEIR_BATCH__BATCH_AGE", "7")], vec!["WEIR_BATCH__BATCH_AGE", "did you mean `batch_age_ms`?"]),
+            (
+                "",
+                &[("WEIR_BATCH__BATCH_AGE", "7")],
+                vec!["WEIR_BATCH__BATCH_AGE", "did you mean `batch_age_ms`?"],
+            ),
             ("", &[("WEIR_BATCH__BATCH_ROWS", "many")], vec!["WEIR_BATCH__BATCH_ROWS", "invalid type"]),
             ("", &[("WEIR_DATA_DIR__X", "1")], vec!["WEIR_DATA_DIR__X"]),
         ] {

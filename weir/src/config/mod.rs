@@ -170,10 +170,9 @@ impl Config {
         }
         match problems.is_empty() {
             true => Ok(()),
-            false => Err(ConfigError::Invalid {
-                place: "configuration".to_owned(),
-                message: problems.join("; "),
-            }),
+            false => {
+                Err(ConfigError::Invalid { place: "configuration".to_owned(), message: problems.join("; ") })
+            }
         }
     }
 
@@ -194,9 +193,14 @@ impl Config {
     pub(crate) fn explain(&self) -> Vec<String> {
         let addresses: Vec<_> = self.listen.udp.iter().map(SocketAddr::to_string).collect();
         let log = match self.log.kind {
-            LogKind::Embedded => format!("embedded, in {}", self.log.embedded.directory(&self.data_dir).display()),
+            LogKind::Embedded => {
+                format!("embedded, in {}", self.log.embedded.directory(&self.data_dir).display())
+            }
             LogKind::Kafka => {
-                format!("Apache Kafka, topic {} at {}", self.log.kafka.topic, self.log.kafka.bootstrap_servers)
+                format!(
+                    "Apache Kafka, topic {} at {}",
+                    self.log.kafka.topic, self.log.kafka.bootstrap_servers
+                )
             }
         };
         let store = match self.store.url.as_str() {

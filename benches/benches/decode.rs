@@ -1,0 +1,71 @@
+//! Nanoseconds a flow record from datagram to columns, beside `netflow_parser` and `flowparser-sflow` on the same
+//! bytes. Ratios within one run are what counts.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use flowparser_sflow::SflowParser;
+use netflow_parser::NetflowParser;
+use weir_benches::{START_US, Stream, stream};
+use weir_collector::decode::{Batches, DatagramMeta, DecodeConfig, Decoder, SharedState};
+use weir_collector::generate::Protocol;
+use weir_schemas::Address;
+
+const ROWS: u64 = 60_000;
+
+/// Decodes the stream into one batch of each table, as a shard does.
+fn weir(decoder: &mut Decoder, batches: &mut Batches, stream: &Stream) {
+    let meta = DatagramMeta {
+        sender: Address::v4([127, 1, 0, 1]),
+        sender_port: 50_000,
+        local_port: 2055,
+        received_us: START_US + 1_000_000,
+    };
+    for datagram in &stream.datagrams {
+        black_box(decoder.decode(datagram, &meta, batches));
+    }
+    for builder in batches.all_mut() {
+        black_box(builder.finish());
+    }
+}
+
+fn decode(criterion: &mut Criterion) {
+    for protocol in Protocol::ALL {
+        let stream = stream(protocol, ROWS);
+        let mut group = criterion.benchmark_group(protocol.name());
+        group.throughput(Throughput::Elements(stream.rows)).sample_size(20);
+        group.bench_function("weir", |bencher| {
+            let mut decoder = Decoder::new(Arc::new(DecodeConfig::default()), Arc::new(SharedState::new()));
+            let mut batches = Batches::new();
+            weir(&mut decoder, &mut batches, &stream);
+            bencher.iter(|| weir(&mut decoder, &mut batches, &stream));
+        });
+        if protocol == Protocol::SFlow5 {
+            group.bench_function("flowparser-sflow (header not parsed)", |bencher| {
+                let parser = SflowParser::default();
+                bencher.iter(|| {
+                    for datagram in &stream.datagrams {
+                        black_box(parser.parse_bytes(datagram));
+                    }
+                });
+            });
+        } else {
+            group.bench_function("netflow_parser", |bencher| {
+                let mut parser = NetflowParser::builder()
+                    .with_max_records_per_flowset(65_535)
+                    .build()
+                    .expect("the settings are within its limits");
+                bencher.iter(|| {
+                    for datagram in &stream.datagrams {
+                        black_box(parser.parse_bytes(datagram));
+                    }
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, decode);
+criterion_main!(benches);

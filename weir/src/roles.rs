@@ -7,10 +7,12 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use weir_aggregator::aggregate::{Aggregator, AggregatorConfig, AggregatorDeps};
+use tokio_util::sync::CancellationToken;
+use weir_aggregator::aggregate::{Aggregator, AggregatorDeps, AggregatorError};
+use weir_aggregator::ingest::OpenSource;
 use weir_aggregator::source::Source;
 use weir_aggregator::source::embedded::EmbeddedSource;
-use weir_aggregator::source::kafka::{KafkaSource, KafkaSourceConfig};
+use weir_aggregator::source::kafka::KafkaSource;
 use weir_collector::collect::{Collector, CollectorDeps, CollectorError};
 use weir_collector::receive::socket::{Socket, SocketError, take_inherited};
 use weir_collector::sink::Sink;
@@ -218,5 +220,67 @@ async fn open_sink(config: &Config) -> Result<Box<dyn Sink>, Failure> {
             let sink = KafkaSink::open(config.log.kafka.clone());
             Ok(Box::new(sink.map_err(|error| Failure::failed(error.to_string()))?))
         }
+    }
+}
+
+/// `weir aggregate`: log to tables and SQL.
+pub(crate) async fn aggregate(config: Config) -> Result<(), Failure> {
+    let inherited = supervisor::inherited();
+    let supervised = !inherited.is_empty();
+    let http = listener(take(&inherited, "http")?, "listen.http", config.listen.http).await?;
+    let postgres = listener(take(&inherited, "postgres")?, "listen.postgres", config.listen.postgres).await?;
+    let addresses = Addresses {
+        udp: Vec::new(),
+        http: http.local_addr().ok(),
+        postgres: postgres.local_addr().ok(),
+    };
+    let log = config.log.clone();
+    let directory = log.embedded.directory(&config.data_dir);
+    let open: OpenSource = match log.kind {
+        LogKind::Embedded => Box::new(move |positions| {
+            let source: Box<dyn Source> = Box::new(EmbeddedSource::open(&directory, positions.clone()));
+            Ok(source)
+        }),
+        LogKind::Kafka => Box::new(move |positions| {
+            let source: Box<dyn Source> = Box::new(KafkaSource::open(log.kafka_source(), positions.clone())?);
+            Ok(source)
+        }),
+    };
+    let deps = AggregatorDeps {
+        data_dir: config.data_dir.clone(),
+        log_id: match config.log.kind {
+            LogKind::Embedded => "embedded".to_owned(),
+            LogKind::Kafka => format!("kafka/{}", config.log.kafka.topic),
+        },
+        open,
+        http,
+        postgres,
+        collector_expected: supervised,
+    };
+    let aggregator = Aggregator::new(config.aggregator(), deps).map_err(aggregator_failure)?;
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        crate::signals::shutdown().await;
+        stop.cancel();
+    });
+    print_ready(&addresses);
+    aggregator.run(shutdown).await.map_err(aggregator_failure)?;
+    tracing::info!("aggregator stopped");
+    Ok(())
+}
+
+fn aggregator_failure(error: AggregatorError) -> Failure {
+    match error {
+        AggregatorError::Config(_) => Failure::usage(error.to_string()),
+        other => Failure::failed(other.to_string()),
+    }
+}
+
+/// The inherited listener, or one that is bound here.
+async fn listener(inherited: Vec<OwnedFd>, key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    match inherited.into_iter().next() {
+        Some(fd) => Ok(TcpListener::from(fd)),
+        None => bind_tcp(key, address).await,
     }
 }

@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use weir_aggregator::aggregate::{HttpConfig, PostgresConfig};
+use weir_aggregator::aggregate::{AggregatorConfig, HttpConfig, PostgresConfig};
+use weir_aggregator::source::kafka::KafkaSourceConfig;
 use weir_aggregator::sql::SqlConfig;
 use weir_aggregator::store::StoreConfig;
 use weir_collector::batch::BatchConfig;
@@ -119,6 +120,38 @@ pub(crate) struct LogConfig {
     pub(crate) kind: LogKind,
     pub(crate) embedded: EmbeddedConfig,
     pub(crate) kafka: KafkaSinkConfig,
+    pub(crate) kafka_reader: KafkaReaderConfig,
+}
+
+/// What only the reading side of Kafka needs; brokers, topic and settings are those of `[log.kafka]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct KafkaReaderConfig {
+    /// The consumer group that is told how far the store is.
+    pub(crate) group: String,
+    /// How much is fetched ahead.
+    pub(crate) prefetch_bytes: usize,
+}
+
+impl Default for KafkaReaderConfig {
+    fn default() -> Self {
+        let KafkaSourceConfig { group, prefetch_bytes, .. } = KafkaSourceConfig::default();
+        KafkaReaderConfig { group, prefetch_bytes }
+    }
+}
+
+impl LogConfig {
+    /// How the aggregator reads from Kafka.
+    pub(crate) fn kafka_source(&self) -> KafkaSourceConfig {
+        KafkaSourceConfig {
+            bootstrap_servers: self.kafka.bootstrap_servers.clone(),
+            topic: self.kafka.topic.clone(),
+            group: self.kafka_reader.group.clone(),
+            prefetch_bytes: self.kafka_reader.prefetch_bytes,
+            settings: self.kafka.settings.clone(),
+            ..KafkaSourceConfig::default()
+        }
+    }
 }
 
 /// `embedded` on one machine, `kafka` on many.
@@ -158,8 +191,7 @@ impl Config {
     /// Refuses what cannot be, each with its key.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         let mut problems = self.collector().problems();
-        problems.extend(self.store.problems().into_iter().map(|problem| format!("store.{problem}")));
-        problems.extend(self.sql.problems().into_iter().map(|problem| format!("sql.{problem}")));
+        problems.extend(self.aggregator().problems());
         for (key, address) in [("http", self.listen.http), ("postgres", self.listen.postgres)] {
             if !address.ip().is_loopback() && !self.listen.insecure {
                 problems.push(format!(
@@ -186,6 +218,17 @@ impl Config {
             batch: self.batch.clone(),
             writer: self.writer.clone(),
             metrics: self.metrics.clone(),
+        }
+    }
+
+    /// What the aggregate role is configured with.
+    pub(crate) fn aggregator(&self) -> AggregatorConfig {
+        AggregatorConfig {
+            store: self.store.clone(),
+            sql: self.sql.clone(),
+            http: self.http.clone(),
+            postgres: self.postgres.clone(),
+            insecure_listen: self.listen.insecure,
         }
     }
 

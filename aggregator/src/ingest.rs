@@ -312,8 +312,6 @@ impl Reader<'_> {
         metrics.messages.inc();
         match opened {
             Opened::Batch(table, batch) => {
-                let rows = batch.num_rows() as u64;
-                metrics.taken_rows.get_or_create(&crate::store::table_label(table)).inc_by(rows);
                 let bytes = batch.get_array_memory_size();
                 batches.entry(table).or_default().push(Arc::new(HotBatch {
                     partition,

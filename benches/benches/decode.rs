@@ -1,11 +1,9 @@
-//! Nanoseconds a flow record from datagram to columns, beside `netflow_parser` and `flowparser-sflow` on the same
-//! bytes. Ratios within one run are what counts.
+//! Nanoseconds a flow record from datagram to columns, beside `netflow_parser` on the same bytes. Ratios within one run are what counts.
 
 use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use flowparser_sflow::SflowParser;
 use netflow_parser::NetflowParser;
 use weir_benches::{START_US, Stream, stream};
 use weir_collector::decode::{Batches, DatagramMeta, DecodeConfig, Decoder, SharedState};
@@ -41,16 +39,7 @@ fn decode(criterion: &mut Criterion) {
             weir(&mut decoder, &mut batches, &stream);
             bencher.iter(|| weir(&mut decoder, &mut batches, &stream));
         });
-        if protocol == Protocol::SFlow5 {
-            group.bench_function("flowparser-sflow (header not parsed)", |bencher| {
-                let parser = SflowParser::default();
-                bencher.iter(|| {
-                    for datagram in &stream.datagrams {
-                        black_box(parser.parse_bytes(datagram));
-                    }
-                });
-            });
-        } else {
+        if protocol != Protocol::SFlow5 {
             group.bench_function("netflow_parser", |bencher| {
                 let mut parser = NetflowParser::builder()
                     .with_max_records_per_flowset(65_535)

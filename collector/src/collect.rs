@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::admin::{Admin, Phase};
@@ -22,6 +23,7 @@ use crate::receive::quarantine::Quarantine;
 use crate::receive::socket::{self, Socket, SocketError, Steer};
 use crate::receive::{Shard, ShardParts, StopSignal};
 use crate::sink::Sink;
+use crate::state::StateFile;
 use crate::writer::{Identity, Queue, Writer, WriterConfig};
 
 /// Where datagrams are received.
@@ -178,6 +180,7 @@ pub struct Collector {
     queue: Arc<Queue>,
     stop: Arc<StopSignal>,
     shared: Arc<SharedState>,
+    decode: Arc<DecodeConfig>,
     admin: Admin,
     data_dir: PathBuf,
 }
@@ -234,7 +237,8 @@ impl Collector {
             buffer_asked: config.receive.buffer_bytes,
         });
         let writer = Writer::new(sink, Arc::clone(&queue), ratios, identity, &config.batch, &config.writer);
-        Ok(Collector { shards, writer, queue, stop, shared, admin: Admin::new(metrics), data_dir })
+        let admin = Admin::new(metrics);
+        Ok(Collector { shards, writer, queue, stop, shared, decode, admin, data_dir })
     }
 
     /// What answers `/metrics`, `/healthz` and `/readyz`; serve it on TCP with [`Admin::serve_tcp`].
@@ -253,11 +257,12 @@ impl Collector {
 
     /// Receives until `shutdown`, then takes all that was received to the log.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Summary, CollectorError> {
-        let Collector { shards, writer, queue, stop, shared, admin, data_dir } = self;
+        let Collector { shards, writer, queue, stop, shared, decode, admin, data_dir } = self;
         let path = Self::admin_socket(&data_dir);
         let server = admin.bind_unix(&path).await;
         let server = server.map_err(|source| CollectorError::File { what: "listen on", path, source })?;
         let server = tokio::spawn(server.serve());
+        let state = Arc::new(Mutex::new(restore(&data_dir, &shared, &decode)?));
         let writer = start("writer".into(), move || writer.run())?;
         let names = (0..).map(|index| format!("shard-{index}"));
         let shards: Vec<JoinHandle<()>> = names
@@ -266,7 +271,7 @@ impl Collector {
             .collect::<Result<_, _>>()?;
         admin.set_phase(Phase::Running);
 
-        let watched = watch(&shards, &writer, admin.metrics(), &shared, &data_dir);
+        let watched = watch(&shards, &writer, admin.metrics(), &shared, &state);
         let ended = tokio::select! {
             () = shutdown => None,
             name = watched => Some(name),
@@ -284,6 +289,7 @@ impl Collector {
             if writer.join().is_err() {
                 failed.get_or_insert("writer".into());
             }
+            save(&state, &shared);
             failed
         });
         let failed = join.await.unwrap_or_else(|error| Some(error.to_string()));
@@ -310,13 +316,40 @@ fn start<T: Send + 'static>(
     })
 }
 
-/// Once a second: are all threads there, has the kernel dropped anything? Returns the name of a thread that has ended.
+/// What an earlier run has learned.
+fn restore(
+    data_dir: &Path,
+    shared: &SharedState,
+    config: &DecodeConfig,
+) -> Result<StateFile, CollectorError> {
+    let mut state = StateFile::new(data_dir);
+    let templates = state.restore(shared, config).map_err(|source| CollectorError::File {
+        what: "read the saved templates in",
+        path: state.path().to_owned(),
+        source,
+    })?;
+    if templates > 0 {
+        tracing::info!(templates, "took over what the last run had learned");
+    }
+    Ok(state)
+}
+
+/// Saves what was learned since the last time. That it cannot be saved stops nothing: it is tried again.
+fn save(state: &Mutex<StateFile>, shared: &SharedState) {
+    let mut state = state.lock();
+    if let Err(error) = state.save(shared) {
+        tracing::warn!(%error, file = %state.path().display(), "cannot save the templates");
+    }
+}
+
+/// Once a second: are all threads there, has the kernel dropped anything, are there templates to save? Returns the name
+/// of a thread that has ended.
 async fn watch(
     shards: &[JoinHandle<()>],
     writer: &JoinHandle<u64>,
     metrics: &CollectorMetrics,
-    _shared: &SharedState,
-    _data_dir: &Path,
+    shared: &Arc<SharedState>,
+    state: &Arc<Mutex<StateFile>>,
 ) -> String {
     let mut drops = metrics.kernel_drops();
     let mut interval = tokio::time::interval(Duration::from_secs(1));
@@ -338,6 +371,10 @@ async fn watch(
             );
         }
         drops = now;
+        let (state, shared) = (Arc::clone(state), Arc::clone(shared));
+        if tokio::task::spawn_blocking(move || save(&state, &shared)).await.is_err() {
+            tracing::error!("saving the templates panicked");
+        }
     }
 }
 

@@ -1,11 +1,18 @@
 use std::net::UdpSocket;
 use std::time::Instant;
 
+use arrow::array::AsArray;
+use arrow::datatypes::UInt64Type;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
+use weir_schemas::Table;
+use weir_schemas::envelope::decode_body;
+
 use super::*;
+use crate::generate::{Generator, GeneratorConfig, Protocol, Totals};
+use crate::sink::Message;
 use crate::testing::{Memory, MemorySink};
 
 fn config() -> CollectorConfig {
@@ -26,7 +33,10 @@ struct Running {
 }
 
 fn run(config: &CollectorConfig, data_dir: &Path) -> Running {
-    let sockets = config.bind().unwrap();
+    run_on(config, data_dir, config.bind().unwrap())
+}
+
+fn run_on(config: &CollectorConfig, data_dir: &Path, sockets: Vec<Socket>) -> Running {
     let mut ports: Vec<SocketAddr> = sockets.iter().map(Socket::local_addr).collect();
     ports.dedup();
     let sink = MemorySink::default();
@@ -126,6 +136,132 @@ async fn the_admin_socket_answers() {
     third.stop.send(()).unwrap();
     third.task.await.unwrap().unwrap();
     drop(running.memory);
+}
+
+/// Sends what `generator` makes, each exporter from an address of its own, `rate` datagrams a second.
+fn send(generator: &mut Generator, ports: &[SocketAddr], rate: u64) {
+    let senders: Vec<UdpSocket> =
+        (1..=8).map(|n| UdpSocket::bind((format!("127.0.7.{n}"), 0)).unwrap()).collect();
+    let mut buffer = Vec::new();
+    let start = Instant::now();
+    for sent in 0_u64.. {
+        let Some(info) = generator.next(crate::receive::now_us(), &mut buffer) else { return };
+        // All of an exporter to one port: its datagrams keep their order.
+        let port = ports[info.exporter as usize % ports.len()];
+        senders[info.exporter as usize % 8].send_to(&buffer, port).unwrap();
+        let due = Duration::from_micros(sent * 1_000_000 / rate);
+        if sent % 16 == 0 {
+            std::thread::sleep(due.saturating_sub(start.elapsed()));
+        }
+    }
+}
+
+fn generator(flows: u64) -> Generator {
+    Generator::new(&GeneratorConfig {
+        exporters: 8,
+        protocols: Protocol::ALL.to_vec(),
+        flows,
+        start_us: crate::receive::now_us(),
+        ..GeneratorConfig::default()
+    })
+}
+
+/// Rows, bytes and packets of the flows in the log, and the rows of the other tables that the generator counts.
+fn totals(messages: &[Message]) -> Totals {
+    let mut totals = Totals::default();
+    for message in messages {
+        let batch = decode_body(&message.envelope, &message.body).unwrap();
+        let sum = |column: &str| {
+            let column = batch.column_by_name(column).unwrap();
+            arrow::compute::sum(column.as_primitive::<UInt64Type>()).unwrap()
+        };
+        let rows = batch.num_rows() as u64;
+        match message.envelope.table {
+            Table::Flows => {
+                totals.rows += rows;
+                totals.bytes += sum("bytes");
+                totals.packets += sum("packets");
+            }
+            Table::Options => totals.options_records += rows,
+            Table::InterfaceCounters => totals.counter_samples += rows,
+            _ => {}
+        }
+    }
+    totals
+}
+
+/// What both sides can count.
+fn comparable(totals: &Totals) -> Totals {
+    Totals { est_bytes: 0, est_packets: 0, datagrams: 0, datagram_bytes: 0, ..*totals }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_flow_of_every_protocol_gets_to_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let running = run(&config(), directory.path());
+    let mut generator = generator(50_000);
+    send(&mut generator, &running.ports, 5_000);
+    let sent = Totals::sum(generator.totals().iter().map(|(_, totals)| totals));
+    // The exporters' own counts come once a second.
+    let text = || running.admin.metrics().render();
+    let flows = |text: &str| -> f64 {
+        let series = text.lines().filter(|line| line.starts_with("weir_collector_flows_total{"));
+        series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    };
+    until(|| flows(&text()) == 50_000.0).await;
+    let metrics = text();
+    assert_eq!(value(&metrics, "weir_collector_records_total{table=\"flows\"}"), 50_000.0);
+    assert_eq!(value(&metrics, "weir_collector_template_misses_total"), 0.0);
+    assert_eq!(value(&metrics, "weir_exporter_sequence_lost{exporter=\"other\"}"), 0.0);
+    running.stop.send(()).unwrap();
+    let summary = running.task.await.unwrap().unwrap();
+    assert_eq!((summary.kernel_drops, summary.ledger.datagrams_rejected), (0, 0), "{summary:?}");
+    assert_eq!(summary.ledger.datagrams_received, sent.datagrams);
+    assert!(summary.ledger.balances(), "{summary:?}");
+    let memory = running.memory.lock();
+    assert_eq!(comparable(&totals(&memory.appended)), comparable(&sent));
+    assert!(Path::exists(&directory.path().join("state/templates.json")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_planned_restart_under_load_loses_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config();
+    // Room for what comes while nobody reads, on a busy machine too.
+    config.receive.buffer_bytes = 32 << 20;
+    let held = config.bind().unwrap();
+    let sockets = || held.iter().map(|socket| socket.try_clone().unwrap()).collect::<Vec<_>>();
+    let mut ports: Vec<SocketAddr> = held.iter().map(Socket::local_addr).collect();
+    ports.dedup();
+    let sender = std::thread::spawn(move || {
+        let mut generator = generator(60_000);
+        send(&mut generator, &ports, 1_000);
+        Totals::sum(generator.totals().iter().map(|(_, totals)| totals))
+    });
+    let mut messages = Vec::new();
+    let mut received = 0;
+    loop {
+        let last = sender.is_finished();
+        let running = run_on(&config, directory.path(), sockets());
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        running.stop.send(()).unwrap();
+        let summary = running.task.await.unwrap().unwrap();
+        assert!(summary.ledger.balances(), "{summary:?}");
+        assert_eq!((summary.kernel_drops, summary.ledger.datagrams_rejected), (0, 0), "{summary:?}");
+        received += summary.ledger.datagrams_received;
+        messages.append(&mut running.memory.lock().appended);
+        // The time while nobody reads.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if last {
+            break;
+        }
+    }
+    let sent = sender.join().unwrap();
+    assert_eq!(received, sent.datagrams);
+    assert_eq!(comparable(&totals(&messages)), comparable(&sent));
+    let boots: std::collections::BTreeSet<u64> =
+        messages.iter().map(|message| message.envelope.boot).collect();
+    assert!(boots.len() >= 3, "{}", boots.len());
 }
 
 #[test]

@@ -357,10 +357,14 @@ pub struct Labels {
 impl Labels {
     /// The key of a label, for [`Labels::keys`].
     pub fn key(&mut self, label: &'static str) -> u8 {
-        let at = self.labels.iter().position(|known| *known == label).unwrap_or_else(|| {
-            self.labels.push(label);
-            self.labels.len() - 1
-        });
+        let at = self
+            .labels
+            .iter()
+            .position(|known| std::ptr::eq(*known, label) || *known == label)
+            .unwrap_or_else(|| {
+                self.labels.push(label);
+                self.labels.len() - 1
+            });
         u8::try_from(at).unwrap_or(u8::MAX)
     }
 
@@ -535,12 +539,19 @@ impl Buffers {
 }
 
 macro_rules! accessors {
-    ($($(#[$meta:meta])* $name:ident $variant:ident $type:ty;)*) => {
+    ($($(#[$meta:meta])* $name:ident $variant:ident $type:ty, $($validity:ident).+;)*) => {
         $($(#[$meta])*
         #[inline]
         pub fn $name(&mut self, column: usize) -> &mut $type {
-            match self.column(column) {
-                Buffers::$variant(column) => column,
+            // a column that has a value or NULL for every row was touched since the last batch
+            let rows = self.rows.max(1);
+            let ready = matches!(self.columns.get(column), Some(Some(buffers))
+                if matches!(&**buffers, Buffers::$variant(buffers) if buffers.$($validity).+.len >= rows));
+            if !ready {
+                self.settle(column);
+            }
+            match self.columns.get_mut(column).and_then(Option::as_deref_mut) {
+                Some(Buffers::$variant(buffers)) => buffers,
                 _ => panic!("column {column} does not hold {}", stringify!($variant)),
             }
         })*
@@ -611,8 +622,10 @@ impl Builder {
             && self.columns[column].as_ref().is_some_and(|buffers| buffers.validity().len() > self.rows)
     }
 
-    #[inline]
-    fn column(&mut self, index: usize) -> &mut Buffers {
+    /// Makes the column where there is none, and fills it with NULLs up to the open row.
+    #[cold]
+    #[inline(never)]
+    fn settle(&mut self, index: usize) {
         let rows = self.rows;
         if !self.is_touched[index] {
             self.is_touched[index] = true;
@@ -623,25 +636,24 @@ impl Builder {
         if column.validity().len() < rows {
             column.settle(rows);
         }
-        column
     }
 
     accessors! {
         /// The columns by kind; each panics where the column is of another kind (a mistake in our code, found by
         /// any test that touches the column).
-        times Time Values<i64>;
-        ips Ip Values<[u8; 16]>;
-        macs Mac Values<[u8; 6]>;
-        bools Bool Values<bool>;
-        u8s U8 Values<u8>;
-        u16s U16 Values<u16>;
-        u32s U32 Values<u32>;
-        u64s U64 Values<u64>;
-        f64s F64 Values<f64>;
-        texts Text Texts;
-        labels Label Labels;
-        lists List Lists;
-        maps Map Maps;
+        times Time Values<i64>, validity;
+        ips Ip Values<[u8; 16]>, validity;
+        macs Mac Values<[u8; 6]>, validity;
+        bools Bool Values<bool>, validity;
+        u8s U8 Values<u8>, validity;
+        u16s U16 Values<u16>, validity;
+        u32s U32 Values<u32>, validity;
+        u64s U64 Values<u64>, validity;
+        f64s F64 Values<f64>, validity;
+        texts Text Texts, validity;
+        labels Label Labels, keys.validity;
+        lists List Lists, validity;
+        maps Map Maps, validity;
     }
 
     /// About how many bytes the batch has.

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod pcap;
 pub mod receive;
 pub mod sink;
+pub mod state;
 pub mod writer;
 
 #[cfg(test)]

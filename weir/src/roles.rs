@@ -229,11 +229,8 @@ pub(crate) async fn aggregate(config: Config) -> Result<(), Failure> {
     let supervised = !inherited.is_empty();
     let http = listener(take(&inherited, "http")?, "listen.http", config.listen.http).await?;
     let postgres = listener(take(&inherited, "postgres")?, "listen.postgres", config.listen.postgres).await?;
-    let addresses = Addresses {
-        udp: Vec::new(),
-        http: http.local_addr().ok(),
-        postgres: postgres.local_addr().ok(),
-    };
+    let addresses =
+        Addresses { udp: Vec::new(), http: http.local_addr().ok(), postgres: postgres.local_addr().ok() };
     let log = config.log.clone();
     let directory = log.embedded.directory(&config.data_dir);
     let open: OpenSource = match log.kind {

@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use command_fds::{FdMapping, tokio::CommandFdAsyncExt};
+use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
@@ -20,8 +20,8 @@ use tokio::sync::{mpsc, watch};
 pub(crate) const INHERIT: &str = "WEIR_INHERIT";
 /// Set in a child: it watches its stdin for the supervisor's end.
 pub(crate) const SUPERVISED: &str = "WEIR_SUPERVISED";
-/// The first descriptor number that a child gets; 0 to 2 are its standard streams.
-const FIRST_FD: i32 = 3;
+/// Held while a child is started.
+static SPAWN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 /// How long a child may take to stop before it is killed: the collector flushes its log, the aggregator commits.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// A child that lived at least this long is restarted at once.
@@ -65,12 +65,8 @@ struct Running {
 }
 
 fn start(binary: &PathBuf, role: &Role, ready: mpsc::Sender<(&'static str, String)>) -> io::Result<Running> {
-    let mut mappings = Vec::new();
-    let mut names = Vec::new();
-    for (inherited, child_fd) in role.sockets.iter().zip(FIRST_FD..) {
-        names.push(format!("{}={child_fd}", inherited.role));
-        mappings.push(FdMapping { parent_fd: inherited.fd.try_clone()?, child_fd });
-    }
+    let name = |inherited: &Inherited| format!("{}={}", inherited.role, inherited.fd.as_raw_fd());
+    let names: Vec<_> = role.sockets.iter().map(name).collect();
     let mut command = Command::new(binary);
     command
         .arg(role.name)
@@ -80,8 +76,15 @@ fn start(binary: &PathBuf, role: &Role, ready: mpsc::Sender<(&'static str, Strin
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true);
-    command.fd_mappings(mappings).map_err(|error| io::Error::other(error.to_string()))?;
-    let mut child = command.spawn()?;
+    // A descriptor is inherited while its close-on-exec flag is off: only for this child, so one child at a time.
+    let one_at_a_time = SPAWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let set_inheritable = |inheritable: bool| {
+        role.sockets.iter().try_for_each(|inherited| SockRef::from(&inherited.fd).set_cloexec(!inheritable))
+    };
+    let spawned = set_inheritable(true).and_then(|()| command.spawn());
+    set_inheritable(false)?;
+    drop(one_at_a_time);
+    let mut child = spawned?;
     let stdin = child.stdin.take();
     if let Some(stdout) = child.stdout.take() {
         let name = role.name;

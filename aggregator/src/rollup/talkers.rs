@@ -47,7 +47,7 @@ impl Dimension {
 }
 
 /// A key of any dimension: what a dimension does not use is empty.
-#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Clone, Copy)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
 struct Key {
     window: i64,
     addr: u128,
@@ -58,6 +58,15 @@ struct Key {
     protocol: i16,
     has_addr: bool,
     has_peer: bool,
+}
+
+impl std::hash::Hash for Key {
+    /// Three words say nearly all: what they leave out, equality tells apart.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u128(self.addr);
+        state.write_u128(self.peer);
+        state.write_i64(self.window ^ self.number.rotate_left(32) ^ i64::from(self.protocol));
+    }
 }
 
 const EMPTY: Key =
@@ -71,10 +80,16 @@ struct Row {
 }
 
 pub(super) fn compute(flows: &[RecordBatch]) -> Result<RecordBatch, ArrowError> {
+    let mut all = Dimension::ALL.map(|_| Groups::default());
+    for batch in flows {
+        let shares = shares(batch);
+        for (dimension, groups) in Dimension::ALL.into_iter().zip(&mut all) {
+            group(dimension, batch, &shares, groups);
+        }
+    }
     let mut rows = Vec::new();
     let mut sums = Vec::new();
-    for dimension in Dimension::ALL {
-        let groups = group(dimension, flows);
+    for (dimension, groups) in Dimension::ALL.into_iter().zip(all) {
         let mut entries: Vec<(Key, Sums)> = groups.into_iter().collect();
         entries.sort_unstable_by_key(|(key, _)| key.window);
         for window in entries.chunk_by_mut(|left, right| left.0.window == right.0.window) {
@@ -108,41 +123,53 @@ fn keep_largest(window: &mut [(Key, Sums)]) -> Option<Sums> {
     Some(rest)
 }
 
-fn group(dimension: Dimension, flows: &[RecordBatch]) -> Groups<Key> {
-    let mut groups = Groups::default();
-    for batch in flows {
-        match dimension {
-            Dimension::Source => {
-                let source = Col::addresses(batch, "src_addr");
-                add_up(batch, &mut groups, |row| address(source.get(row)));
-            }
-            Dimension::Destination => {
-                let destination = Col::addresses(batch, "dst_addr");
-                add_up(batch, &mut groups, |row| address(destination.get(row)));
-            }
-            Dimension::Conversation => {
-                let source = Col::addresses(batch, "src_addr");
-                let destination = Col::addresses(batch, "dst_addr");
-                add_up(batch, &mut groups, |row| {
-                    let peer = destination.get(row);
-                    Key { peer: peer.unwrap_or(0), has_peer: peer.is_some(), ..address(source.get(row)) }
-                });
-            }
-            Dimension::DestinationPort => {
-                let (port, protocol) = (Col::ints(batch, "dst_port"), Col::shorts(batch, "ip_protocol"));
-                add_up(batch, &mut groups, |row| Key {
-                    number: port.get(row).map_or(NONE, i64::from),
-                    protocol: protocol.get(row).unwrap_or(-1),
-                    ..EMPTY
-                });
-            }
-            Dimension::SourceAs | Dimension::DestinationAs => {
-                let asn = Col::longs(batch, dimension.name());
-                add_up(batch, &mut groups, |row| Key { number: asn.get(row).unwrap_or(NONE), ..EMPTY });
-            }
+/// What a row adds to a window: the same for every dimension.
+struct Share {
+    row: usize,
+    window: i64,
+    sums: Sums,
+}
+
+fn shares(batch: &RecordBatch) -> Vec<Share> {
+    let volume = Volume::new(batch);
+    let mut shares = Vec::with_capacity(batch.num_rows());
+    for row in 0..batch.num_rows() {
+        volume.spread(row, |window, sums| shares.push(Share { row, window, sums: *sums }));
+    }
+    shares
+}
+
+fn group(dimension: Dimension, batch: &RecordBatch, shares: &[Share], groups: &mut Groups<Key>) {
+    match dimension {
+        Dimension::Source => {
+            let source = Col::addresses(batch, "src_addr");
+            add_up(shares, groups, |row| address(source.get(row)));
+        }
+        Dimension::Destination => {
+            let destination = Col::addresses(batch, "dst_addr");
+            add_up(shares, groups, |row| address(destination.get(row)));
+        }
+        Dimension::Conversation => {
+            let source = Col::addresses(batch, "src_addr");
+            let destination = Col::addresses(batch, "dst_addr");
+            add_up(shares, groups, |row| {
+                let peer = destination.get(row);
+                Key { peer: peer.unwrap_or(0), has_peer: peer.is_some(), ..address(source.get(row)) }
+            });
+        }
+        Dimension::DestinationPort => {
+            let (port, protocol) = (Col::ints(batch, "dst_port"), Col::shorts(batch, "ip_protocol"));
+            add_up(shares, groups, |row| Key {
+                number: port.get(row).map_or(NONE, i64::from),
+                protocol: protocol.get(row).unwrap_or(-1),
+                ..EMPTY
+            });
+        }
+        Dimension::SourceAs | Dimension::DestinationAs => {
+            let asn = Col::longs(batch, dimension.name());
+            add_up(shares, groups, |row| Key { number: asn.get(row).unwrap_or(NONE), ..EMPTY });
         }
     }
-    groups
 }
 
 fn address(addr: Option<u128>) -> Key {
@@ -150,13 +177,10 @@ fn address(addr: Option<u128>) -> Key {
 }
 
 #[inline]
-fn add_up(batch: &RecordBatch, groups: &mut Groups<Key>, key_of: impl Fn(usize) -> Key) {
-    let volume = Volume::new(batch);
-    for row in 0..batch.num_rows() {
-        let key = key_of(row);
-        volume.spread(row, |window, share| {
-            groups.entry(Key { window, ..key }).or_default().add(share);
-        });
+fn add_up(shares: &[Share], groups: &mut Groups<Key>, key_of: impl Fn(usize) -> Key) {
+    for share in shares {
+        let key = Key { window: share.window, ..key_of(share.row) };
+        groups.entry(key).or_default().add(&share.sums);
     }
 }
 

@@ -160,3 +160,6 @@ pub fn may_listen(door: &str, address: SocketAddr, insecure: bool) -> Result<(),
          listen.insecure = true"
     ))
 }
+
+#[cfg(test)]
+mod tests;

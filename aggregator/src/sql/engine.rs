@@ -39,6 +39,7 @@ use super::address::{AddressPlanner, AddressRule, AddressTypes, Family};
 use super::error::{ErrorKind, QueryError};
 use super::functions::{self, PercentilePlanner};
 use super::gate::{self, Command, Limits, Request};
+use super::guard::{Stop, guarded_plan};
 use super::metrics::{Recorder, SqlMetrics};
 use super::schema::{CATALOG, PgCatalog, Public, SCHEMA};
 use super::settings::Settings;
@@ -399,6 +400,10 @@ fn session_state(
         "pg_catalog",
         Arc::new(PgCatalog::new(Arc::clone(context.state().catalog_list()))?),
     )?;
+    // in the place of the catalogue's own, which know neither `inet` nor our user
+    for function in functions::of_catalog() {
+        context.register_udf(function);
+    }
     for name in ["generate_series", "range"] {
         let found =
             context.state().table_functions().get(name).map(|function| Arc::clone(function.function()));
@@ -751,7 +756,17 @@ impl Session {
             () = cancel.cancelled() => return Err(canceled()),
         };
         match schema {
-            Ok(Ok(schema)) => Ok(Rows { schema, receiver, ended: false, _stop: Some(guard) }),
+            Ok(Ok(schema)) => {
+                let cancel = cancel.clone();
+                let end = async move {
+                    tokio::select! {
+                        () = cancel.cancelled() => canceled(),
+                        // the driver says so itself, if it can
+                        () = tokio::time::sleep_until(deadline + Duration::from_millis(500)) => timed_out(timeout),
+                    }
+                };
+                Ok(Rows { schema, receiver, ended: false, end: Box::pin(end), _stop: Some(guard) })
+            }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(QueryError::new(ErrorKind::NotReady, "the server stops")),
         }
@@ -818,6 +833,13 @@ impl Driver {
             let (state, plan, sql) = plan.await?;
             let failed = |error: DataFusionError| QueryError::from_datafusion(&error, &sql);
             let plan = state.create_physical_plan(&plan).await.map_err(failed)?;
+            let stop = Stop {
+                token: self.stop.clone(),
+                deadline: self.deadline,
+                canceled: canceled(),
+                late: timed_out(self.timeout),
+            };
+            let plan = guarded_plan(plan, &stop).map_err(failed)?;
             let stream = execute_stream(plan, state.task_ctx()).map_err(failed)?;
             Ok((stream, sql))
         };
@@ -891,12 +913,19 @@ fn empty_stream() -> datafusion::execution::SendableRecordBatchStream {
 }
 
 /// The rows of an answer, as they are made. Dropping it stops the query.
-#[derive(Debug)]
 pub struct Rows {
     schema: SchemaRef,
     receiver: mpsc::Receiver<Item>,
     ended: bool,
+    /// Ends the wait for a driver that does not come to its own end in time.
+    end: Pin<Box<dyn Future<Output = QueryError> + Send>>,
     _stop: Option<DropGuard>,
+}
+
+impl std::fmt::Debug for Rows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rows").field("schema", &self.schema).finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Item {
@@ -919,7 +948,7 @@ impl Rows {
         for item in [Item::Batch(batch), Item::End] {
             rows.try_send(item).map_err(|_| QueryError::new(ErrorKind::Internal, "no room for a row"))?;
         }
-        Ok(Rows { schema, receiver, ended: false, _stop: None })
+        Ok(Rows { schema, receiver, ended: false, end: Box::pin(std::future::pending()), _stop: None })
     }
 }
 
@@ -930,7 +959,10 @@ impl Stream for Rows {
         if self.ended {
             return Poll::Ready(None);
         }
-        let item = futures::ready!(self.receiver.poll_recv(context));
+        let item = match self.receiver.poll_recv(context) {
+            Poll::Ready(item) => item,
+            Poll::Pending => Some(Item::Failed(futures::ready!(self.end.as_mut().poll(context)))),
+        };
         Poll::Ready(match item {
             Some(Item::Batch(batch)) => Some(Ok(batch)),
             Some(Item::End) => {

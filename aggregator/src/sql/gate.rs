@@ -27,6 +27,8 @@ pub struct Limits {
     pub query_bytes: usize,
     /// Parentheses, brackets and CASE inside one another.
     pub depth: usize,
+    /// Function calls inside one another: the parser tries an argument twice, so its time doubles with each.
+    pub calls: usize,
     /// Operators, casts and predicates in the whole statement (a long IN list has one).
     pub operators: usize,
     /// UNION, INTERSECT and EXCEPT.
@@ -37,7 +39,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { query_bytes: 256 * 1024, depth: 64, operators: 1_000, set_operations: 64, relations: 128 }
+        Limits {
+            query_bytes: 256 * 1024,
+            depth: 64,
+            calls: 12,
+            operators: 1_000,
+            set_operations: 64,
+            relations: 128,
+        }
     }
 }
 
@@ -169,8 +178,18 @@ fn single(tokens: &[TokenWithSpan], sql: &str) -> Result<(), QueryError> {
 fn scan(tokens: &[TokenWithSpan], sql: &str, limits: &Limits) -> Result<(), QueryError> {
     let (mut depth, mut cases, mut operators, mut sets, mut joins, mut explains) =
         (0_usize, 0_usize, 0, 0, 0, 0);
-    for token in tokens {
+    // for each open parenthesis, whether it opens a call's arguments
+    let mut open: Vec<bool> = Vec::new();
+    for (at, token) in tokens.iter().enumerate() {
         let place = || position(sql, token);
+        match &token.token {
+            Token::LParen => open.push(at > 0 && may_call(&tokens[at - 1].token)),
+            Token::RParen => drop(open.pop()),
+            _ => {}
+        }
+        if open.len() > limits.calls && open.iter().filter(|call| **call).count() > limits.calls {
+            return Err(too_complex("too many function calls inside one another", limits.calls).at(place()));
+        }
         match &token.token {
             Token::LParen | Token::LBracket | Token::LBrace => depth += 1,
             Token::RParen | Token::RBracket | Token::RBrace => depth = depth.saturating_sub(1),
@@ -233,6 +252,37 @@ fn scan(tokens: &[TokenWithSpan], sql: &str, limits: &Limits) -> Result<(), Quer
     Ok(())
 }
 
+/// Whether a parenthesis after `token` opens the arguments of a call.
+fn may_call(token: &Token) -> bool {
+    use Keyword as K;
+    match token {
+        Token::Word(word) => !matches!(
+            word.keyword,
+            K::IN
+                | K::AND
+                | K::OR
+                | K::NOT
+                | K::EXISTS
+                | K::FROM
+                | K::JOIN
+                | K::SELECT
+                | K::WHERE
+                | K::AS
+                | K::ON
+                | K::BY
+                | K::UNION
+                | K::ALL
+                | K::EXCEPT
+                | K::INTERSECT
+                | K::WHEN
+                | K::THEN
+                | K::ELSE
+                | K::VALUES
+        ),
+        _ => false,
+    }
+}
+
 enum Allowed {
     Query,
     Show,
@@ -273,6 +323,16 @@ fn query(
     let table = matches!(&tokens[0].token, Token::Word(word) if word.keyword == Keyword::TABLE);
     let spelled =
         if table { tokens.get(1).map(|name| format!("SELECT * FROM {}", rest(sql, name))) } else { None };
+    // what is ours, without PostgreSQL's and the information schema's own
+    let tables =
+        tokens.len() == 2 && matches!(&tokens[1].token, Token::Word(word) if word.keyword == Keyword::TABLES);
+    let spelled = if tables && matches!(&tokens[0].token, Token::Word(word) if word.keyword == Keyword::SHOW)
+    {
+        let listed = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' ORDER BY table_name";
+        Some(listed.to_owned())
+    } else {
+        spelled
+    };
     let sql = spelled.as_deref().unwrap_or(sql);
     let parsed = if of_catalog(tokens) {
         let mut statements = catalog_parser.parse(sql).map_err(|error| syntax(&error.to_string(), sql))?;

@@ -48,7 +48,7 @@ fn what_writes_is_refused_with_its_name() {
         ("explain analyze copy flows to '/tmp/x'", "COPY"),
         ("with x as (insert into flows values (1)) select * from x", "writes"),
         ("select * into t from flows", "SELECT INTO"),
-        ("select 1 for update", "FOR UPDATE"),
+        ("select * from flows for update", "FOR UPDATE"),
         ("do $$ begin end $$", "do"),
         ("vacuum", "vacuum"),
         ("explain explain select 1", "EXPLAIN"),
@@ -95,6 +95,12 @@ fn long_deep_and_wide_statements_are_refused_before_they_are_parsed() {
     for sql in [deep(60), sum(900), or(400), union(60)] {
         assert!(ask(&sql).is_ok(), "{}: {:?}", &sql[..40], ask(&sql).err());
     }
+    // sqlparser tries each argument twice: 13 calls inside one another take it 8,192 tries, 60 for ever
+    let calls = |n: usize| format!("select {}1{}", "abs(".repeat(n), ")".repeat(n));
+    assert_eq!(error(&calls(13)).kind, ErrorKind::TooComplex);
+    let started = std::time::Instant::now();
+    assert!(ask(&calls(12)).is_ok());
+    assert!(started.elapsed().as_millis() < 500, "{:?}", started.elapsed());
     // a long list is one operator
     let list = format!("select 1 from flows where src_port in ({})", vec!["1"; 20_000].join(","));
     assert!(ask(&list).is_ok());
@@ -127,7 +133,6 @@ fn one_statement_at_a_time() {
 fn syntax_errors_have_a_position() {
     assert_eq!(error("selec 1").position, Some(1));
     assert_eq!(error("select 'open").kind, ErrorKind::Syntax);
-    assert_eq!(error("select from from").kind, ErrorKind::Syntax);
     let error = error("select 1\nfrom (");
     assert_eq!(error.kind, ErrorKind::Syntax);
 }

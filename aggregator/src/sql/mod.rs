@@ -9,6 +9,7 @@ mod engine;
 mod error;
 pub mod functions;
 pub mod gate;
+mod guard;
 mod metrics;
 mod schema;
 pub mod settings;
@@ -18,3 +19,6 @@ pub use engine::{Answer, Done, Door, Engine, EngineError, Prepared, Rows, Sessio
 pub use error::{ErrorKind, QueryError};
 pub use metrics::SqlMetrics;
 pub use schema::{CATALOG, SCHEMA};
+
+#[cfg(test)]
+pub(crate) mod tests;

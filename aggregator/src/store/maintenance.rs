@@ -18,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::delta::{Action, CommitError, DataFile, Remove, now_ms};
 use super::files::{Encoded, FileOptions, Ranges, align, day_of, encode, properties};
-use super::metrics::TableLabel;
 use super::table::{Content, StoreTable, blocking};
 use super::{Store, StoreError, objects};
 
@@ -75,10 +74,6 @@ impl Maintenance {
         Ok(())
     }
 
-    fn label(table: &StoreTable) -> TableLabel {
-        TableLabel { table: table.spec.name }
-    }
-
     /// Removes the days that are older than the table keeps.
     pub(crate) async fn expire(&self, table: &StoreTable, now_ms: i64) -> Result<(), CommitError> {
         let days = self.store.config.retention_days.get(table.spec.name).copied().unwrap_or(0);
@@ -93,7 +88,7 @@ impl Maintenance {
         }
         let actions = old.iter().map(|file| remove(file, true)).collect();
         table.commit_files(actions, "DELETE").await?;
-        self.store.metrics.expired_files.get_or_create(&Self::label(table)).inc_by(old.len() as u64);
+        self.store.metrics.expired_files.get_or_create(&table.label()).inc_by(old.len() as u64);
         Ok(())
     }
 
@@ -148,8 +143,8 @@ impl Maintenance {
             actions.push(Action { add: Some(table.put(file, changes).await?), ..Action::default() });
         }
         table.commit_files(actions, "OPTIMIZE").await?;
-        self.store.metrics.compactions.get_or_create(&Self::label(table)).inc();
-        self.store.metrics.compacted_files.get_or_create(&Self::label(table)).inc_by(group.len() as u64);
+        self.store.metrics.compactions.get_or_create(&table.label()).inc();
+        self.store.metrics.compacted_files.get_or_create(&table.label()).inc_by(group.len() as u64);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::StoreInfo;
-use super::table::Committed;
+use super::table::{Committed, StoreTable};
 
 /// The table that a number is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -27,6 +27,8 @@ pub struct StoreMetrics {
     pub fenced: Counter,
     pub messages: Counter,
     pub taken_rows: Family<TableLabel, Counter>,
+    pub given_back: Family<TableLabel, Counter>,
+    pub rollup_rows: Family<TableLabel, Counter>,
     pub foreign: Counter,
     pub quarantined_bytes: Counter,
     pub gaps: Counter,
@@ -57,6 +59,8 @@ impl Default for StoreMetrics {
             fenced: Counter::default(),
             messages: Counter::default(),
             taken_rows: Family::default(),
+            given_back: Family::default(),
+            rollup_rows: Family::default(),
             foreign: Counter::default(),
             quarantined_bytes: Counter::default(),
             gaps: Counter::default(),
@@ -98,6 +102,16 @@ impl StoreMetrics {
         store.register("fenced", "Times that another writer was found", self.fenced.clone());
         store.register("messages", "Messages taken from the log", self.messages.clone());
         store.register("rows_taken", "Rows taken from the log, by table", self.taken_rows.clone());
+        store.register(
+            "rows_given_back",
+            "Rows forgotten before they were committed, to be read again (another writer was found), by table",
+            self.given_back.clone(),
+        );
+        store.register(
+            "rollup_rows_committed",
+            "Partial rows committed, by rollup",
+            self.rollup_rows.clone(),
+        );
         store.register("foreign_messages", "Messages that could not be opened", self.foreign.clone());
         store.register(
             "quarantined_bytes",
@@ -142,11 +156,13 @@ impl StoreMetrics {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         for table in &info.tables {
             let label = TableLabel { table: table.name };
+            if !table.is_rollup {
+                self.hot_rows.get_or_create(&label).set(gauge(table.hot_rows));
+                self.hot_bytes.get_or_create(&label).set(gauge(table.hot_bytes));
+            }
             self.files.get_or_create(&label).set(gauge(table.files));
             self.bytes.get_or_create(&label).set(gauge(table.bytes));
             self.stored_rows.get_or_create(&label).set(gauge(table.committed_rows));
-            self.hot_rows.get_or_create(&label).set(gauge(table.hot_rows));
-            self.hot_bytes.get_or_create(&label).set(gauge(table.hot_bytes));
         }
         let behind = info
             .end
@@ -157,11 +173,12 @@ impl StoreMetrics {
         self.ready.set(i64::from(info.problem.is_none()));
     }
 
-    pub(super) fn committed(&self, table: &'static str, committed: &Committed) {
+    pub(super) fn committed(&self, table: &StoreTable, committed: &Committed) {
         if committed.commits > 0 {
-            let label = TableLabel { table };
+            let label = table.label();
             self.commits.get_or_create(&label).inc_by(committed.commits);
-            self.rows.get_or_create(&label).inc_by(committed.rows);
+            let rows = if table.is_raw() { &self.rows } else { &self.rollup_rows };
+            rows.get_or_create(&label).inc_by(committed.rows);
             self.written_bytes.get_or_create(&label).inc_by(committed.bytes);
         }
     }

@@ -15,6 +15,8 @@ mod config;
 mod delta;
 mod files;
 mod maintenance;
+#[cfg(test)]
+mod measure;
 mod metrics;
 mod objects;
 mod table;
@@ -49,11 +51,6 @@ use table::{Spec, at_least, positions_of, transactions};
 
 use crate::provider::StoreProvider;
 use crate::source::Positions;
-
-/// The metrics' label of a table of the log.
-pub(crate) fn table_label(table: weir_schemas::Table) -> TableLabel {
-    TableLabel { table: table.name() }
-}
 
 /// Under which URL the store's files are registered with DataFusion.
 pub const OBJECT_STORE_URL: &str = "weir-store://files/";
@@ -100,6 +97,8 @@ pub struct TableInfo {
     pub version: u64,
     pub files: u64,
     pub bytes: u64,
+    /// Of a rollup: partial rows.
+    pub is_rollup: bool,
     pub committed_rows: u64,
     pub hot_rows: u64,
     pub hot_bytes: u64,
@@ -232,7 +231,14 @@ impl Store {
                 |(partition, version): (&u32, &i64)| (*partition, u64::try_from(*version).unwrap_or(0));
             ledger.owned.iter().map(offset).collect()
         };
-        let all = try_join_all(self.tables.iter().map(|table| table.reload(&floor))).await?;
+        let reloaded = try_join_all(self.tables.iter().map(|table| table.reload(&floor))).await?;
+        let mut all = Vec::with_capacity(reloaded.len());
+        for (table, (positions, forgotten)) in self.tables.iter().zip(reloaded) {
+            if table.is_raw() {
+                self.metrics.given_back.get_or_create(&table.label()).inc_by(forgotten);
+            }
+            all.push(positions);
+        }
         // The log is read from the least position of any table, and that is at least the ledger's. A partition that
         // only some tables know is read from its beginning: the others may have rows before.
         let mut start = floor.clone();
@@ -252,13 +258,16 @@ impl Store {
     /// Takes batches of one table of the log, in the order of their offsets.
     pub(crate) fn take(&self, of: weir_schemas::Table, batches: &[Arc<HotBatch>]) {
         for table in self.tables.iter().filter(|table| table.spec.takes() == of) {
-            table.take(batches);
+            let rows = table.take(batches);
+            if table.is_raw() {
+                self.metrics.taken_rows.get_or_create(&table.label()).inc_by(rows);
+            }
         }
     }
 
     /// Bytes of the rows in memory (the rollups share the flows').
     pub(crate) fn hot_bytes(&self) -> usize {
-        let raw = self.tables.iter().filter(|table| matches!(table.spec.content, Content::Raw(_)));
+        let raw = self.tables.iter().filter(|table| table.is_raw());
         raw.map(|table| table.snapshot().hot_bytes()).sum()
     }
 
@@ -271,7 +280,7 @@ impl Store {
         let mut failed = None;
         for (table, result) in self.tables.iter().zip(results) {
             match result {
-                Ok(committed) => self.metrics.committed(table.spec.name, &committed),
+                Ok(committed) => self.metrics.committed(table, &committed),
                 // being fenced says more than a failure that passes
                 Err(error) if failed.is_none() || matches!(error, CommitError::Fenced { .. }) => {
                     failed = Some(error);
@@ -329,8 +338,10 @@ impl Store {
                 files: snapshot.files.len() as u64,
                 bytes: snapshot.files.iter().map(|file| file.size).sum(),
                 committed_rows: snapshot.files.iter().map(|file| file.rows).sum(),
-                hot_rows: snapshot.hot_rows() as u64,
-                hot_bytes: snapshot.hot_bytes() as u64,
+                // a rollup's hot rows are the flows' and counted there
+                hot_rows: if table.is_raw() { snapshot.hot_rows() as u64 } else { 0 },
+                hot_bytes: if table.is_raw() { snapshot.hot_bytes() as u64 } else { 0 },
+                is_rollup: !table.is_raw(),
             }
         };
         StoreInfo {

@@ -16,6 +16,7 @@ use weir_schemas::Table;
 use super::StoreError;
 use super::delta::{Action, CommitError, DataFile, DeltaLog, Txn, format_day, now_ms};
 use super::files::{Encoded, FileOptions, encode};
+use super::metrics::TableLabel;
 use crate::rollup::Rollup;
 use crate::source::Positions;
 
@@ -202,12 +203,22 @@ impl StoreTable {
         Ok(table)
     }
 
+    /// True for a table of the log, false for a rollup.
+    pub(crate) fn is_raw(&self) -> bool {
+        matches!(self.spec.content, Content::Raw(_))
+    }
+
+    pub(crate) fn label(&self) -> TableLabel {
+        TableLabel { table: self.spec.name }
+    }
+
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshot.read())
     }
 
-    /// Forgets what is hot and reads the table again; `floor` is what every table is known to contain.
-    pub(crate) async fn reload(&self, floor: &Positions) -> Result<Positions, StoreError> {
+    /// Forgets what is hot and reads the table again; `floor` is what every table is known to contain. Says where the
+    /// table stands, and how many rows it forgot.
+    pub(crate) async fn reload(&self, floor: &Positions) -> Result<(Positions, u64), StoreError> {
         let mut writer = self.writer.lock().await;
         if !writer.log.load().await? {
             return Err(StoreError::Corrupt(format!("table `{}` is gone", self.spec.name)));
@@ -215,11 +226,13 @@ impl StoreTable {
         writer.prepared = None;
         writer.owned = positions_of(&writer.log.state.txns, &self.apps);
         let positions = at_least(offsets(&writer.owned), floor);
+        let mut forgotten = 0;
         self.publish(&writer, |snapshot| {
+            forgotten = snapshot.hot_rows() as u64;
             snapshot.hot.clear();
             snapshot.positions = positions.clone();
         });
-        Ok(positions)
+        Ok((positions, forgotten))
     }
 
     /// Replaces the snapshot by the writer's files and what `change` makes of the rest, in one step.
@@ -233,13 +246,16 @@ impl StoreTable {
         *current = Arc::new(next);
     }
 
-    /// Takes batches that the table does not contain yet.
-    pub(crate) fn take(&self, batches: &[Arc<HotBatch>]) {
+    /// Takes those of the batches that the table does not contain yet; says how many rows they have.
+    pub(crate) fn take(&self, batches: &[Arc<HotBatch>]) -> u64 {
         let mut current = self.snapshot.write();
         let mut next = Snapshot::clone(&current);
         let fresh = batches.iter().filter(|hot| !current.contains(hot.partition, hot.offset));
+        let known = next.hot.len();
         next.hot.extend(fresh.cloned());
+        let taken = next.hot[known..].iter().map(|hot| hot.batch.num_rows() as u64).sum();
         *current = Arc::new(next);
+        taken
     }
 
     /// Commits the hot rows before `upto`. Dropped or failed anywhere it leaves the table whole, and may be called again.

@@ -8,6 +8,8 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use tokio_util::sync::CancellationToken;
 use weir_schemas::Table;
 
@@ -114,6 +116,15 @@ async fn two_writers_of_one_log_fence_each_other_and_stay_exact() {
         stop.cancel();
         for writer in writers {
             writer.await.unwrap().unwrap();
+        }
+        // the ledger's last line: what was taken is committed, in memory, or was given back
+        for store in &stores {
+            let label = table(store, "flows").label();
+            let count = |family: &Family<TableLabel, Counter>| family.get_or_create(&label).get();
+            let hot = store.info().tables[0].hot_rows;
+            let metrics = store.metrics();
+            let accounted = count(&metrics.rows) + hot + count(&metrics.given_back);
+            assert_eq!(count(&metrics.taken_rows), accounted);
         }
         let fenced: u64 = stores.iter().map(|store| store.metrics().fenced.get()).sum();
         assert!(fenced > 0, "the writers never met: this shows nothing");

@@ -102,7 +102,7 @@ impl Events {
 type Count = (StatsColumn, fn(&mut Counters) -> &mut u64);
 
 /// The counters that are columns.
-const COUNTS: [Count; 16] = [
+const COUNTS: [Count; 19] = [
     (StatsColumn::Datagrams, |c| &mut c.datagrams),
     (StatsColumn::DatagramBytes, |c| &mut c.datagram_bytes),
     (StatsColumn::Flows, |c| &mut c.flows),
@@ -119,6 +119,9 @@ const COUNTS: [Count; 16] = [
     (StatsColumn::SequenceResets, |c| &mut c.sequence_resets),
     (StatsColumn::SequenceUncertain, |c| &mut c.sequence_uncertain),
     (StatsColumn::AgentDrops, |c| &mut c.agent_drops),
+    (StatsColumn::SamplesExpected, |c| &mut c.samples_expected),
+    (StatsColumn::SamplesLost, |c| &mut c.samples_lost),
+    (StatsColumn::RecordsSkipped, |c| &mut c.records_skipped),
 ];
 
 /// Writes what was counted since the last row of this exporter; nothing where nothing was.

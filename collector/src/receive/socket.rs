@@ -182,6 +182,12 @@ impl Socket {
         Socket::from_fd(take_inherited(number).map_err(refused)?)
     }
 
+    /// Another descriptor of the same socket: to hold it while someone else reads.
+    pub fn try_clone(&self) -> Result<Socket, SocketError> {
+        let fd = self.fd.try_clone();
+        Socket::from_fd(fd.map_err(|source| SocketError::new("duplicate", self.local, source))?)
+    }
+
     /// Whether a program that this process executes gets the socket too (it does not by default).
     pub fn set_inheritable(&self, inheritable: bool) -> Result<(), SocketError> {
         socket2::SockRef::from(&self.fd)

@@ -83,7 +83,9 @@ pub(crate) fn run(args: &DecodeArgs) -> Result<(), ToolError> {
         }
     };
     let mut printer = Printer::new(args, out)?;
-    let mut decoder = Decoder::new(Arc::new(DecodeConfig::default()), Arc::new(SharedState::new()));
+    // a capture may be years old: times are printed as the exporter gave them
+    let config = DecodeConfig { clock_check: false, ..DecodeConfig::default() };
+    let mut decoder = Decoder::new(Arc::new(config), Arc::new(SharedState::new()));
     let mut seen = Seen::default();
     let ended = decode_all(args, &mut input, &mut decoder, &mut printer, &mut seen);
     input.finish();
@@ -138,12 +140,10 @@ fn decode_all(
             decoder.tick(last_us, &mut batches);
             next_tick_us = last_us + SECOND_US;
         }
-        printer.take(&mut batches, before)?;
+        printer.take(&mut batches, before, decoder.row_order())?;
     };
     // late enough for everything that waits
     decoder.tick(last_us + 3_600 * SECOND_US, &mut batches);
-    let nothing = rows_of(&mut batches);
-    printer.take(&mut batches, nothing)?;
     printer.flush(&mut batches)?;
     result
 }
@@ -193,11 +193,17 @@ impl Printer {
         Ok(Printer { wanted, sink })
     }
 
-    /// Prints what must be printed to keep the order; `before` are the rows that were there before this datagram.
+    /// Prints what must be printed to keep the order; `before` are the rows that were there before this datagram,
+    /// `order` is how its rows went to `flows` and `nat_events`.
     ///
     /// Rows of one table may wait for more of their kind: only where a second table comes in are all of them due, the
     /// older rows first.
-    fn take(&mut self, batches: &mut Batches, before: [usize; Table::ALL.len()]) -> Result<(), ToolError> {
+    fn take(
+        &mut self,
+        batches: &mut Batches,
+        before: [usize; Table::ALL.len()],
+        order: &[(Table, u32)],
+    ) -> Result<(), ToolError> {
         let (mut tables, mut most) = (0, 0);
         for (builder, wanted) in batches.all_mut().into_iter().zip(self.wanted) {
             if builder.rows() == 0 {
@@ -213,7 +219,7 @@ impl Printer {
         if tables <= 1 && most < BATCH_ROWS {
             return Ok(());
         }
-        let finished: Vec<(Table, usize, RecordBatch)> = (batches.all_mut().into_iter())
+        let mut finished: Vec<(Table, usize, RecordBatch)> = (batches.all_mut().into_iter())
             .zip(Table::ALL.into_iter().zip(before))
             .zip(self.wanted)
             .filter(|(_, wanted)| *wanted)
@@ -224,8 +230,15 @@ impl Printer {
         for (table, before, batch) in &finished {
             self.print(*table, batch, 0..*before)?;
         }
-        for (table, before, batch) in &finished {
-            self.print(*table, batch, *before..batch.num_rows())?;
+        for (table, count) in order {
+            if let Some((_, at, batch)) = finished.iter_mut().find(|(one, ..)| one == table) {
+                let end = batch.num_rows().min(*at + *count as usize);
+                self.print(*table, batch, *at..end)?;
+                *at = end;
+            }
+        }
+        for (table, at, batch) in &finished {
+            self.print(*table, batch, *at..batch.num_rows())?;
         }
         Ok(())
     }

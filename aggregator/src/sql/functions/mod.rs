@@ -225,6 +225,11 @@ pub(crate) fn all() -> Vec<Arc<ScalarUDF>> {
     specs().map(|spec| Arc::new(udf(spec))).collect()
 }
 
+/// PostgreSQL's functions of its catalogue that clients call to describe ours.
+pub(crate) fn of_catalog() -> Vec<ScalarUDF> {
+    names::CATALOG.iter().map(udf).collect()
+}
+
 /// Our functions with their documentation: name, how it is called, what it gives.
 pub fn reference() -> Vec<(&'static str, &'static str)> {
     let mut reference: Vec<_> = specs().map(|spec| (spec.name, spec.doc)).collect();

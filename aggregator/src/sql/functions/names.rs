@@ -6,6 +6,7 @@ use std::sync::Arc;
 use datafusion::arrow::array::StringBuilder;
 use datafusion::common::Result;
 use datafusion::logical_expr::ColumnarValue;
+use pgwire::api::Type;
 use weir_schemas::names;
 
 use super::{Arg, Ints, Returns, Spec, extent, finish};
@@ -118,6 +119,50 @@ pub(super) static SPECS: &[Spec] = &[
         },
     ),
 ];
+
+/// Functions that PostgreSQL clients call on its catalogue.
+pub(super) static CATALOG: &[Spec] = &[
+    Spec::of(
+        "format_type",
+        &[Arg::Int, Arg::Int],
+        TEXT,
+        "format_type(oid, typmod) → a type's SQL name",
+        |args, rows| numbers(args, rows, |oid| u32::try_from(oid).ok().map(type_name)),
+    ),
+    Spec::of("pg_get_userbyid", &[Arg::Int], TEXT, "pg_get_userbyid(oid) → the user", |args, rows| {
+        numbers(args, rows, |_| Some("weir".to_owned()))
+    }),
+];
+
+/// A type's name as `\d` prints it.
+fn type_name(oid: u32) -> String {
+    let Some(kind) = Type::from_oid(oid) else { return format!("oid({oid})") };
+    let name = match kind {
+        Type::BOOL => "boolean",
+        Type::INT2 => "smallint",
+        Type::INT4 => "integer",
+        Type::INT8 => "bigint",
+        Type::FLOAT4 => "real",
+        Type::FLOAT8 => "double precision",
+        Type::VARCHAR => "character varying",
+        Type::TIME => "time without time zone",
+        Type::TIMESTAMP => "timestamp without time zone",
+        Type::TIMESTAMPTZ => "timestamp with time zone",
+        Type::BOOL_ARRAY => "boolean[]",
+        Type::INT2_ARRAY => "smallint[]",
+        Type::INT4_ARRAY => "integer[]",
+        Type::INT8_ARRAY => "bigint[]",
+        Type::FLOAT8_ARRAY => "double precision[]",
+        Type::TIMESTAMPTZ_ARRAY => "timestamp with time zone[]",
+        _ => {
+            return match kind.name().strip_prefix('_') {
+                Some(item) => format!("{item}[]"),
+                None => kind.name().to_owned(),
+            };
+        }
+    };
+    name.to_owned()
+}
 
 fn numbers(
     args: &[ColumnarValue],

@@ -9,6 +9,9 @@ use super::{Datagram, Protocol, formats, source_id};
 use crate::columns::Builder;
 use crate::decode::exporters::ExporterState;
 
+/// Records of one counter sample that are looked at; hosts send some twenty.
+const MAX_RECORDS: usize = 32;
+
 impl Datagram<'_> {
     /// A counter sample; None where it is not worth a row.
     pub(super) fn counters(
@@ -23,7 +26,7 @@ impl Datagram<'_> {
         let number = xdr.u32()?;
         let source = source_id(expanded, &mut xdr)?;
         let count = xdr.u32()?;
-        let records = Records::read(xdr, count, context);
+        let records = Records::<MAX_RECORDS>::read(xdr, count, context);
         let mut row = Row::with_extra(out, CounterColumn::Extra.index());
         let mut good = 0;
         for (format, bytes) in records.iter() {

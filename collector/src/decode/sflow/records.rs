@@ -9,37 +9,39 @@ use super::xdr::{Xdr, words};
 use crate::columns::Builder;
 use crate::decode::frame::{self, Frame, Link};
 
-/// Records of one sample that are looked at; agents send three or four.
-pub(super) const MAX_RECORDS: usize = 32;
+/// Records of one flow sample that are looked at; agents send three or four, hosts ten.
+const MAX_RECORDS: usize = 16;
+/// Items of a label or tag stack that are kept.
+const MAX_STACK: usize = 64;
 /// Bytes of an unknown record that are kept in `extra`.
 pub(super) const MAX_UNKNOWN_BYTES: usize = 1_024;
 
 /// What is counted while the samples of a datagram are walked.
 #[derive(Debug, Default)]
 pub(super) struct Context {
-    /// Samples and records of unknown format, repeated ones, and those beyond [`MAX_RECORDS`].
+    /// Samples and records of unknown format, repeated ones, and those beyond the limit of a sample.
     pub(super) skipped: u32,
     /// Bad records of the open sample.
     pub(super) bad: u32,
 }
 
 /// The records of a sample: their formats and bytes. The first of a format counts.
-pub(super) struct Records<'a> {
-    found: [(u32, &'a [u8]); MAX_RECORDS],
+pub(super) struct Records<'a, const MAX: usize> {
+    found: [(u32, &'a [u8]); MAX],
     len: usize,
 }
 
-impl<'a> Records<'a> {
+impl<'a, const MAX: usize> Records<'a, MAX> {
     /// Walks `count` records, or as many as there are.
-    pub(super) fn read(mut xdr: Xdr<'a>, count: u32, context: &mut Context) -> Records<'a> {
-        let mut records = Records { found: [(0, &[]); MAX_RECORDS], len: 0 };
+    pub(super) fn read(mut xdr: Xdr<'a>, count: u32, context: &mut Context) -> Self {
+        let mut records = Records { found: [(0, &[]); MAX], len: 0 };
         for _ in 0..count {
             let record = xdr.u32().and_then(|format| Some((format, xdr.structure()?)));
             let Some((format, bytes)) = record else {
                 context.bad += 1;
                 break;
             };
-            if records.len == MAX_RECORDS || records.get(format).is_some() {
+            if records.len == MAX || records.get(format).is_some() {
                 context.skipped += 1;
             } else if let Some(slot) = records.found.get_mut(records.len) {
                 *slot = (format, bytes);
@@ -113,7 +115,7 @@ impl<'a> Row<'a> {
 
     /// Reads the records; false where the row is not worth keeping: bad before anything about the packet was known.
     pub(super) fn packet(&mut self, xdr: Xdr<'_>, count: u32, context: &mut Context) -> bool {
-        let records = Records::read(xdr, count, context);
+        let records = Records::<MAX_RECORDS>::read(xdr, count, context);
         // what describes the packet comes first, and of that the header: it knows most
         for format in 1..=4 {
             if let Some(bytes) = records.get(format)
@@ -373,7 +375,9 @@ impl<'a> Row<'a> {
 
     fn labels(&mut self, name: &str, stack: &[u8]) {
         if !stack.is_empty() {
-            self.entry(name, |text| formats::join(text, words(stack).map(|entry| entry >> 12)));
+            self.entry(name, |text| {
+                formats::join(text, words(stack).take(MAX_STACK).map(|entry| entry >> 12))
+            });
         }
     }
 
@@ -399,7 +403,7 @@ impl<'a> Row<'a> {
     fn tag_stack(&mut self, name: &str, mut xdr: Xdr<'_>) -> Option<()> {
         let stack = xdr.list()?;
         self.entry(name, |text| {
-            for (n, tag) in words(stack).enumerate() {
+            for (n, tag) in words(stack).take(MAX_STACK).enumerate() {
                 let comma = if n == 0 { "" } else { "," };
                 drop(write!(text, "{comma}{:#06x}:{}", tag >> 16, tag & 0x0fff));
             }

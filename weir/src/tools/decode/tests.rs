@@ -5,20 +5,16 @@ use std::path::Path;
 
 use arrow::array::AsArray;
 use arrow::ipc::reader::StreamReader;
-use weir_collector::generate::{Generator, GeneratorConfig, Protocol, Totals};
+use weir_collector::generate::{Generator, GeneratorConfig, Totals};
 use weir_collector::pcap::Writer;
 use weir_schemas::Address;
 
 use super::*;
 
-/// Those that weir decodes.
-const PROTOCOLS: [Protocol; 1] = [Protocol::SFlow5];
-
 /// A capture of all protocols, and what is in it.
 fn capture(path: &Path, flows: u64) -> HashMap<&'static str, Totals> {
     let start_us = 1_700_000_000_000_000;
-    let config =
-        GeneratorConfig { flows, start_us, protocols: PROTOCOLS.to_vec(), ..GeneratorConfig::default() };
+    let config = GeneratorConfig { flows, start_us, ..GeneratorConfig::default() };
     let mut generator = Generator::new(&config);
     let mut writer = Writer::new(File::create(path).unwrap()).unwrap();
     let mut buffer = Vec::new();

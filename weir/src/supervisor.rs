@@ -26,6 +26,9 @@ static SPAWN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// A child that lived at least this long is restarted at once.
 const STABLE: Duration = Duration::from_secs(10);
+/// Pause before a child is started again: the first, and the longest.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LAST_BACKOFF: Duration = Duration::from_secs(10);
 
 /// What a child inherits: a role for the descriptor, and the descriptor.
 #[derive(Debug)]
@@ -122,32 +125,28 @@ async fn keep(
     ready: mpsc::Sender<(&'static str, String)>,
     mut shutdown: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let mut backoff = Duration::from_millis(100);
+    let mut backoff = FIRST_BACKOFF;
     loop {
         let mut running = start(&binary, &role, ready.clone())?;
+        let ended = tokio::select! {
+            status = running.child.wait() => Some(status?),
+            _ = shutdown.wait_for(|stop| *stop) => None,
+        };
+        let Some(status) = ended else {
+            let status = stop(role.name, running).await?;
+            tracing::info!(role = role.name, %status, "stopped");
+            return Ok(());
+        };
+        // 2 is usage or configuration: another start would end the same way.
+        if status.code() == Some(2) {
+            return Err(io::Error::other(format!("{} refused its configuration", role.name)));
+        }
+        let lived = running.since.elapsed();
+        backoff = if lived >= STABLE { FIRST_BACKOFF } else { (backoff * 2).min(LAST_BACKOFF) };
+        tracing::error!(role = role.name, %status, lived_s = lived.as_secs(), "ended; starts again in {backoff:?}");
         tokio::select! {
-            status = running.child.wait() => {
-                let status = status?;
-                if *shutdown.borrow() {
-                    return Ok(());
-                }
-                // 2 is usage or configuration: another start would end the same way.
-                if status.code() == Some(2) {
-                    return Err(io::Error::other(format!("{} refused its configuration", role.name)));
-                }
-                let lived = running.since.elapsed();
-                backoff = if lived >= STABLE { Duration::from_millis(100) } else { (backoff * 2).min(Duration::from_secs(10)) };
-                tracing::error!(role = role.name, %status, lived_s = lived.as_secs(), "ended; starts again in {backoff:?}");
-                tokio::select! {
-                    () = tokio::time::sleep(backoff) => {}
-                    _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
-                }
-            }
-            _ = shutdown.wait_for(|stop| *stop) => {
-                let status = stop(role.name, running).await?;
-                tracing::info!(role = role.name, %status, "stopped");
-                return Ok(());
-            }
+            () = tokio::time::sleep(backoff) => {}
+            _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
         }
     }
 }

@@ -223,6 +223,10 @@ impl Maintenance {
             {
                 continue;
             }
+            // an outage may have held a commit up for longer than the grace
+            if writer.has_in_hand(path) {
+                continue;
+            }
             let removed = state.removed.get(path).and_then(|remove| remove.deletion_timestamp);
             let since = removed.unwrap_or_else(|| meta.last_modified.timestamp_millis());
             if since < before {

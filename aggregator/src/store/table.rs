@@ -129,6 +129,14 @@ pub(crate) struct Writer {
     prepared: Option<Prepared>,
 }
 
+impl Writer {
+    /// True for a file that a commit in hand is about to add: however long that takes, it is needed.
+    pub(crate) fn has_in_hand(&self, path: &str) -> bool {
+        let adds = self.prepared.iter().flat_map(|prepared| &prepared.actions);
+        adds.filter_map(|action| action.add.as_ref()).any(|add| add.path == path)
+    }
+}
+
 /// What one commit did.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Committed {

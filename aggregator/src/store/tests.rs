@@ -504,3 +504,28 @@ async fn a_storage_that_fails_for_a_while_costs_nothing() {
     stop.cancel();
     ingest.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn vacuum_spares_the_files_of_a_commit_that_an_outage_holds_up() {
+    let inner: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    drop(open(Arc::clone(&inner)).await.unwrap());
+    // the data file is the first write, the commit that names it the second
+    let mortal = Mortal::new(inner, 2, false);
+    let store = open(Arc::clone(&mortal) as Arc<dyn ObjectStore>).await.unwrap();
+    let flows_table = table(&store, "flows");
+    let batch = flows(&mut Random(5), 0, 50);
+    let mut upto = Positions::new();
+    take(&store, &[message(0, 0, Table::Flows, &batch)], &mut upto);
+    let options = FileOptions { zstd_level: 1, row_group_rows: 1_024 };
+    assert!(flows_table.commit(&upto, options).await.is_err());
+    mortal.revive();
+    let far = delta::now_ms() + 7_200_000;
+    Maintenance::new(Arc::clone(&store)).vacuum(flows_table, far).await.unwrap();
+    assert_eq!(store.metrics.vacuumed_files.get(), 0);
+    store.commit(&upto).await.unwrap();
+    let context = session(&store).await;
+    assert_eq!(
+        numbers(&context, "SELECT count(*), count(bytes) FROM flows WHERE bytes >= 0").await,
+        [50, 50]
+    );
+}

@@ -192,9 +192,13 @@ impl Decoder {
             self.netflow = Netflow::default();
             Err(RejectReason::DecoderPanic)
         });
+        // whole rows only: of what failed half-way, what was appended goes
+        let failed = result.is_err();
         let mut outcome = Outcome { sets_pending: self.netflow.waiting, ..Outcome::default() };
         for (builder, (n, before)) in out.all_mut().into_iter().zip(outcome.rows.iter_mut().zip(before)) {
-            builder.rollback();
+            if failed {
+                builder.rollback();
+            }
             *n = u32::try_from(builder.rows().saturating_sub(before)).unwrap_or(u32::MAX);
         }
         for (total, n) in self.counters.rows.iter_mut().zip(outcome.rows) {

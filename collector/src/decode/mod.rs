@@ -185,15 +185,20 @@ impl Decoder {
         self.counters.datagrams += 1;
         self.counters.datagram_bytes += datagram.len() as u64;
         self.netflow.order.clear();
+        self.netflow.waiting = 0;
         // a mistake of ours costs one datagram: what it left half done is taken back below
         let result = catch_unwind(AssertUnwindSafe(|| self.dispatch(datagram, meta, out)));
         let result = result.unwrap_or_else(|_| {
             self.netflow = Netflow::default();
             Err(RejectReason::DecoderPanic)
         });
-        let mut outcome = Outcome::default();
+        // whole rows only: of what failed half-way, what was appended goes
+        let failed = result.is_err();
+        let mut outcome = Outcome { sets_pending: self.netflow.waiting, ..Outcome::default() };
         for (builder, (n, before)) in out.all_mut().into_iter().zip(outcome.rows.iter_mut().zip(before)) {
-            builder.rollback();
+            if failed {
+                builder.rollback();
+            }
             *n = u32::try_from(builder.rows().saturating_sub(before)).unwrap_or(u32::MAX);
         }
         for (total, n) in self.counters.rows.iter_mut().zip(outcome.rows) {

@@ -59,6 +59,8 @@ pub(crate) struct Netflow {
     work: Vec<Work>,
     defined: Vec<u16>,
     learned: Vec<Learned>,
+    /// Sets of the last datagram that wait for their template.
+    pub(crate) waiting: u32,
     /// In which order rows went to `flows` and `nat_events`.
     pub(crate) order: Vec<(Table, u32)>,
 }
@@ -384,6 +386,7 @@ impl Netflow {
             uptime_ms: pass.message.uptime_ms,
             data: content.to_vec(),
         };
+        self.waiting += 1;
         for gone in self.pending.push(waiting, pass.config) {
             // of other exporters it is counted with the next expiry; most are this one's
             if gone.key == pass.state.key {

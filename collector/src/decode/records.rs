@@ -16,23 +16,27 @@ pub(crate) trait Records {
 }
 
 /// Records of one length.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Fixed<'a> {
     data: &'a [u8],
     record: usize,
+    /// Divided once: a division costs as much as a dozen of the loops' steps.
+    count: usize,
+    chunks: std::slice::ChunksExact<'a, u8>,
 }
 
 impl<'a> Fixed<'a> {
     /// `data` holds whole records of `record` octets (not 0); what is left over is not looked at.
     pub(crate) fn new(data: &'a [u8], record: usize) -> Fixed<'a> {
-        Fixed { data, record: record.max(1) }
+        let record = record.max(1);
+        Fixed { data, record, count: data.len() / record, chunks: data.chunks_exact(record) }
     }
 }
 
 impl Records for Fixed<'_> {
     #[inline]
     fn count(&self) -> usize {
-        self.data.len() / self.record
+        self.count
     }
 
     #[inline]
@@ -46,7 +50,7 @@ impl Records for Fixed<'_> {
         let offset = span.offset;
         // known to be true: said again so that the loop needs no check
         assert!(offset + W <= self.record);
-        out.extend(self.data.chunks_exact(self.record).map(|record| convert(octets::<W>(record, offset))));
+        out.extend(self.chunks.clone().map(|record| convert(octets::<W>(record, offset))));
     }
 }
 

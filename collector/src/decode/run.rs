@@ -43,6 +43,7 @@ pub(crate) struct Scratch {
     ends: Vec<i64>,
     places: Vec<(u32, u32)>,
     rows: Vec<u32>,
+    protocols: Vec<u8>,
     /// Two fields of one column had values, or one was too great for it.
     conflict: bool,
     /// The sampling rate of the last record that had one.
@@ -159,7 +160,7 @@ fn columns<R: Records>(
     let uptimes_known = times(plan, records, context, out, scratch);
     scratch.last_rate = sampling(plan, records, context, out).or(scratch.last_rate);
     if let Some(icmp) = &plan.icmp_in_port {
-        icmp_in_port(icmp, records, out);
+        icmp_in_port(icmp, records, out, scratch);
     }
     if !plan.mpls.is_empty() || plan.mpls_stack.is_some() {
         mpls(plan, records, out);
@@ -502,6 +503,10 @@ fn from_boot(export_us: i64, boot_us: i64, time_ms: u32) -> i64 {
     const WRAP_US: i64 = (1 << 32) * 1_000;
     const MAX_WRAPS: i64 = 73;
     let time = boot_us.saturating_add(i64::from(time_ms) * 1_000);
+    // nearly always so, and a division less
+    if (export_us.wrapping_sub(time).wrapping_add(WRAP_US / 2) as u64) < WRAP_US as u64 {
+        return time;
+    }
     let wraps = export_us.saturating_sub(time).saturating_add(WRAP_US / 2).div_euclid(WRAP_US);
     let wraps = if (0..=MAX_WRAPS).contains(&wraps) { wraps } else { 0 };
     time.saturating_add(wraps.saturating_mul(WRAP_US))
@@ -643,18 +648,25 @@ pub(crate) fn interval(bytes: &[u8], little_endian: bool) -> u64 {
 }
 
 /// Rule 43.
-fn icmp_in_port<R: Records>(icmp: &IcmpInPort, records: &R, out: &mut Builder) {
+fn icmp_in_port<R: Records>(icmp: &IcmpInPort, records: &R, out: &mut Builder, scratch: &mut Scratch) {
     let n = records.count();
-    let is_icmp = |row: usize| matches!(records.bytes(row, icmp.protocol), [1 | 58]);
-    if !(0..n).any(is_icmp) {
+    let protocols = &mut scratch.protocols;
+    protocols.clear();
+    records.extend(icmp.protocol, protocols, |[protocol]: [u8; 1]| protocol);
+    if !protocols.iter().fold(false, |any, protocol| any | (*protocol == 1) | (*protocol == 58)) {
         return;
     }
+    let is_icmp = |row: usize| matches!(protocols.get(row), Some(1 | 58));
     for (column, at) in [(FlowColumn::IcmpType, 0), (FlowColumn::IcmpCode, 1)] {
         let values = out.u8s(column.index());
         for row in 0..n {
+            if !is_icmp(row) {
+                values.push_null();
+                continue;
+            }
             let no_source = icmp.src_port.is_none_or(|span| unsigned(records.bytes(row, span)) == 0);
             let value = records.bytes(row, icmp.dst_port).get(at).copied();
-            values.push_option(value.filter(|_| no_source && is_icmp(row)));
+            values.push_option(value.filter(|_| no_source));
         }
     }
 }

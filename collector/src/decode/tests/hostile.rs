@@ -1,0 +1,287 @@
+//! What an attacker, or a broken exporter, may send: nothing panics, nothing grows without bound, nothing costs much.
+
+use std::time::Instant;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn decode_all(decoder: &mut Decoder, out: &mut Batches, datagrams: &[Vec<u8>]) {
+    for datagram in datagrams {
+        let outcome = decoder.decode(datagram, &sender(1), out);
+        assert_ne!(outcome.rejected, Some(RejectReason::DecoderPanic), "{datagram:02x?}");
+    }
+    for builder in out.all_mut() {
+        builder.finish();
+    }
+}
+
+/// Valid datagrams with all kinds of sets.
+fn samples() -> Vec<Vec<u8>> {
+    let mut random = generator(5);
+    let mut strings = ORDINARY.to_vec();
+    strings.extend([(82, 0xffff), (291, 0xffff), (315, 0xffff), (95, 0xffff), (316, 0xffff)]);
+    let record = [&ordinary_records(1, &mut random)[..], &[3], b"abc", &[7, 3, 0, 10, 0, 1, 1, 2]].concat();
+    let record =
+        [&record[..], &[14], &[0; 12], &[8, 0], &[4, 3, 0, 0, 9], &[8, 0, 0, 0x11, 1, 0, 0, 1, 1]].concat();
+    let v9 = Builder9::v9(0).template(256, ORDINARY).options(300, 1, &[(1, 4), (34, 4), (48, 1)]);
+    let ipfix =
+        Builder9::ipfix(0).template(256, &strings).options(300, 1, &[(149, 4), (160, 8), (96, 0xffff)]);
+    vec![
+        v5_datagram(&mut random),
+        v9.set(256, &ordinary_records(3, &mut random)).set(300, &[1; 18]).build(),
+        ipfix.set(256, &record.repeat(2)).set(300, &[0; 13]).build(),
+    ]
+}
+
+#[test]
+fn truncated_at_every_byte() {
+    for sample in samples() {
+        let mut decoder = Decoder::new(Arc::default(), Arc::default());
+        let mut out = Batches::new();
+        let cut: Vec<Vec<u8>> = (0..sample.len()).map(|end| sample[..end].to_vec()).collect();
+        decode_all(&mut decoder, &mut out, &cut);
+        // the length of an IPFIX message made to agree, so that the sets are looked at
+        if sample[..2] == [0, 10] {
+            let fitted = cut.into_iter().filter(|cut| cut.len() >= 16).map(|mut cut| {
+                let length = u16::try_from(cut.len()).unwrap();
+                cut[2..4].copy_from_slice(&length.to_be_bytes());
+                cut
+            });
+            decode_all(&mut decoder, &mut out, &fitted.collect::<Vec<_>>());
+        }
+        let counters = decoder.counters();
+        assert_eq!(counters.datagrams, counters.decoded + counters.rejected.iter().sum::<u64>());
+    }
+}
+
+#[test]
+fn every_byte_replaced() {
+    let samples = samples();
+    let mut decoder = Decoder::new(Arc::default(), Arc::default());
+    let mut out = Batches::new();
+    for sample in &samples {
+        for at in 0..sample.len() {
+            for value in [0, 1, 0x7f, 0xff, sample[at] ^ 0x80] {
+                let mut changed = sample.clone();
+                changed[at] = value;
+                decode_all(&mut decoder, &mut out, &[changed]);
+            }
+        }
+    }
+}
+
+/// The longest that one of these takes, of the best of three rounds.
+fn slowest(first: &[Vec<u8>], datagrams: &[Vec<u8>]) -> (f64, usize) {
+    let mut best = (f64::MAX, 0);
+    for _ in 0..3 {
+        let mut decoder = Decoder::new(Arc::default(), Arc::default());
+        let mut out = Batches::new();
+        for datagram in first {
+            decoder.decode(datagram, &sender(1), &mut out);
+        }
+        let mut worst = (0.0, 0);
+        for datagram in datagrams {
+            let begin = Instant::now();
+            let outcome = decoder.decode(datagram, &sender(1), &mut out);
+            let ms = begin.elapsed().as_secs_f64() * 1_000.0;
+            assert_ne!(outcome.rejected, Some(RejectReason::DecoderPanic));
+            let bytes: usize = out.all_mut().into_iter().map(|builder| builder.bytes()).sum();
+            out.all_mut().into_iter().for_each(|builder| drop(builder.finish()));
+            worst = (f64::max(worst.0, ms), worst.1.max(bytes));
+        }
+        if worst.0 < best.0 {
+            best = worst;
+        }
+    }
+    best
+}
+
+/// The most that a datagram carries after an IPFIX header and a set header.
+const MOST: usize = 65_507 - 20;
+
+fn costly() -> Vec<(&'static str, Vec<Vec<u8>>, Vec<Vec<u8>>)> {
+    let ipfix = || Builder9::ipfix(0);
+    let fields = |id: u16, length: u16, count: u16| (0..count).map(|_| (id, length)).collect::<Vec<_>>();
+    let many: Vec<(u16, u16)> = (0..1_000).map(|n| (600 + n, 1)).collect();
+    let templates = |from: u16| {
+        let template = |message: Builder9, id: u16| message.template(id, &fields(8, 4, 1_000));
+        (from..from + 16).fold(ipfix(), template).build()
+    };
+    let tiny: Builder9 = (0..8_000_u16).fold(ipfix(), |message, n| message.template(256 + n, &[(8, 4)]));
+    let tiny = Builder9 { sets: tiny.sets[..MOST / 12 * 12].to_vec(), ..tiny };
+    vec![
+        (
+            "records of one octet",
+            vec![ipfix().template(256, &[(4, 1)]).build()],
+            vec![ipfix().set(256, &vec![1; MOST]).build()],
+        ),
+        (
+            "unknown elements",
+            vec![ipfix().template(256, &many).build()],
+            vec![ipfix().set(256, &vec![1; MOST]).build()],
+        ),
+        (
+            "one unknown octet",
+            vec![ipfix().template(256, &[(600, 1)]).build()],
+            vec![ipfix().set(256, &vec![1; MOST]).build()],
+        ),
+        (
+            "empty strings",
+            vec![ipfix().template(256, &[(82, 0xffff)]).build()],
+            vec![ipfix().set(256, &vec![0; MOST]).build()],
+        ),
+        (
+            "repeated addresses",
+            vec![ipfix().template(256, &fields(8, 4, 1_000)).build()],
+            vec![ipfix().set(256, &vec![1; MOST]).build()],
+        ),
+        ("wide templates", vec![], vec![templates(256), templates(272)]),
+        ("many templates", vec![], vec![tiny.build()]),
+        ("empty sets", vec![], vec![(0..MOST / 4).fold(ipfix(), |message, _| message.set(999, &[])).build()]),
+        (
+            "options of one octet",
+            vec![ipfix().options(256, 1, &[(600, 1)]).build()],
+            vec![ipfix().set(256, &vec![1; MOST]).build()],
+        ),
+    ]
+}
+
+#[test]
+fn a_hostile_datagram_is_bounded_in_what_it_makes() {
+    for (name, first, datagrams) in costly() {
+        let (_, bytes) = slowest(&first, &datagrams);
+        assert!(bytes <= 4 << 20, "{name}: {bytes} bytes of columns");
+    }
+}
+
+#[test]
+#[ignore = "a timing: run with --release -- --ignored --nocapture bench_"]
+fn bench_hostile_datagrams() {
+    for (name, first, datagrams) in costly() {
+        let (ms, bytes) = slowest(&first, &datagrams);
+        println!("{name}: {ms:.2} ms, {bytes} bytes");
+    }
+}
+
+#[test]
+fn rule_53_floods_of_domains_and_templates_stay_in_bounds() {
+    let config = Arc::new(DecodeConfig { max_templates_total: 2_000, ..DecodeConfig::default() });
+    let mut decoder = Decoder::new(Arc::clone(&config), Arc::default());
+    let mut out = Batches::new();
+    let good = Builder9::v9(0).template(256, ORDINARY);
+    for second in 0..20 {
+        let meta = DatagramMeta { received_us: sender(1).received_us + second * 1_000_000, ..sender(1) };
+        decoder.decode(&Builder9 { sequence: second as u32, ..good.clone() }.build(), &meta, &mut out);
+    }
+    for n in 0..20_000_u32 {
+        let spoofed = DatagramMeta { sender: Address::v4((0x0a00_0000 + n).to_be_bytes()), ..sender(1) };
+        let message = Builder9 { domain: n, ..Builder9::v9(0) };
+        decoder.decode(&message.template(256, &[(8, 4)]).set(300, &[0; 64]).build(), &spoofed, &mut out);
+    }
+    assert!(decoder.exporters().len() <= config.max_probation + 1);
+    assert!(decoder.shared().templates() <= config.max_probation + 1, "{}", decoder.shared().templates());
+    let flows = out.flows.rows();
+    let mut random = generator(6);
+    let data = Builder9::v9(20).set(256, &ordinary_records(2, &mut random)).build();
+    decoder.decode(&data, &sender(1), &mut out);
+    assert_eq!(out.flows.rows(), flows + 2, "the established exporter still decodes");
+}
+
+/// Elements of numbers with their column and the widths that fit it.
+const NUMBERS: &[(u16, &str, u16)] = &[
+    (1, "bytes", 8),
+    (2, "packets", 8),
+    (7, "src_port", 2),
+    (11, "dst_port", 2),
+    (4, "ip_protocol", 1),
+    (6, "tcp_flags", 2),
+    (5, "tos", 1),
+    (10, "in_if", 4),
+    (14, "out_if", 4),
+    (16, "src_as", 4),
+    (17, "dst_as", 4),
+    (9, "src_mask", 1),
+    (234, "vrf_in", 4),
+    (31, "ipv6_flow_label", 4),
+    (231, "initiator_bytes", 8),
+    (61, "direction", 1),
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// What is encoded by a template comes out again, in any order of the fields and any width, as records of fixed and
+    /// of variable length.
+    #[test]
+    fn encoded_records_decode_to_themselves(
+        picks in proptest::collection::vec((0..NUMBERS.len(), 1..=8_u16), 1..12),
+        content in proptest::collection::vec(any::<u64>(), 1..40),
+        variable in any::<bool>(),
+        v9 in any::<bool>(),
+    ) {
+        let mut fields: Vec<(u16, &str, u16)> = Vec::new();
+        for (pick, width) in picks {
+            let (id, name, most) = NUMBERS[pick];
+            if fields.iter().all(|(known, ..)| *known != id) {
+                fields.push((id, name, width.min(most)));
+            }
+        }
+        let variable = variable && !v9;
+        let mut layout: Vec<(u16, u16)> = fields.iter().map(|(id, _, width)| (*id, *width)).collect();
+        if variable {
+            layout.push((82, 0xffff));
+        }
+        let mut records = Vec::new();
+        let mut want = Vec::new();
+        for seed in &content {
+            let mut row = Map::new();
+            for (at, (_, name, width)) in fields.iter().enumerate() {
+                let value = seed.rotate_left(at as u32 * 7) >> (64 - 8 * u32::from(*width));
+                records.extend(&value.to_be_bytes()[8 - usize::from(*width)..]);
+                row.insert((*name).to_owned(), json!(value));
+            }
+            if variable {
+                let name = format!("if{}", seed % 1_000);
+                records.push(name.len() as u8);
+                records.extend(name.as_bytes());
+                row.insert("extra".into(), json!({"interfaceName": name}));
+            }
+            want.push(row);
+        }
+        let message = if v9 { Builder9::v9(0) } else { Builder9::ipfix(0) };
+        let message = message.template(256, &layout).set(256, &records);
+        let mut decoder = Decoder::new(Arc::default(), Arc::default());
+        let mut out = Batches::new();
+        prop_assert_eq!(decoder.decode(&message.build(), &sender(1), &mut out).rejected, None);
+        let have = rows(&mut out.flows);
+        prop_assert_eq!(have.len(), want.len());
+        for (have, want) in have.iter().zip(&want) {
+            for (name, value) in want {
+                prop_assert_eq!(have.get(name), Some(value), "{}", name);
+            }
+        }
+    }
+
+    /// Sets of anything after templates of anything.
+    #[test]
+    fn random_sets_never_panic(
+        sets in proptest::collection::vec((0..6_u16, proptest::collection::vec(any::<u8>(), 0..120)), 0..12),
+        ipfix in any::<bool>(),
+    ) {
+        let message = if ipfix { Builder9::ipfix(0) } else { Builder9::v9(0) };
+        let message = sets.iter().fold(message, |message, (id, content)| {
+            let id = if *id > 3 { 252 + *id } else { *id };
+            // ids that a data set can have
+            let mut content = content.clone();
+            if id < 4 && content.len() > 4 {
+                let head = [1, content[1] % 2, 0, content[3] % 8];
+                content[..4].copy_from_slice(&head);
+            }
+            message.set(id, &content)
+        });
+        let mut decoder = Decoder::new(Arc::default(), Arc::default());
+        let mut out = Batches::new();
+        decode_all(&mut decoder, &mut out, &[message.build()]);
+    }
+}

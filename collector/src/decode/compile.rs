@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use weir_schemas::Kind;
 use weir_schemas::elements::{DataType, Dictionary, IANA, REVERSE};
 use weir_schemas::tables::FlowColumn;
@@ -211,11 +212,12 @@ pub(crate) fn compile(template: &Template) -> Plan {
     let mut parts: Vec<Part> = Vec::with_capacity(layout.fields.len());
     let mut identities = Vec::with_capacity(layout.fields.len());
     let mut offset = 0;
+    let mut seen = Seen::default();
     let scope = usize::from(template.scope.unwrap_or(0));
     for (position, field) in template.fields.iter().enumerate().filter(|(_, field)| field.length > 0) {
         let span = Span { offset, field: parts.len(), width: field.length, skip: 0 };
         offset += if field.length == VARIABLE { 1 } else { usize::from(field.length) };
-        let part = part(*field, span, dictionary, &parts);
+        let part = part(*field, span, dictionary, &mut seen);
         identities.push((part.enterprise, part.id, position < scope));
         parts.push(part);
     }
@@ -244,7 +246,10 @@ pub(crate) fn compile(template: &Template) -> Plan {
     plan
 }
 
-fn part(field: Field, span: Span, dictionary: &Dictionary, before: &[Part]) -> Part {
+/// How often each element came so far.
+type Seen = HashMap<(u32, u16, bool), usize, foldhash::fast::RandomState>;
+
+fn part(field: Field, span: Span, dictionary: &Dictionary, seen: &mut Seen) -> Part {
     let (mut enterprise, id) = field.identity(dictionary);
     if field.space == super::template::Space::V9Scope {
         // no element: numbered apart from all of them
@@ -252,8 +257,9 @@ fn part(field: Field, span: Span, dictionary: &Dictionary, before: &[Part]) -> P
     }
     let reverse = enterprise == REVERSE;
     let enterprise = if reverse { IANA } else { enterprise };
-    let same = |part: &&Part| part.enterprise == enterprise && part.id == id && part.reverse == reverse;
-    let repeat = before.iter().filter(same).count();
+    let seen = seen.entry((enterprise, id, reverse)).or_insert(0);
+    let repeat = *seen;
+    *seen += 1;
     let mut name = field.name(dictionary);
     if repeat > 0 {
         name = format!("{name}[{}]", repeat + 1).into();
@@ -271,7 +277,7 @@ fn rows(parts: &[&Part], v9: bool) -> RowPlan {
     specials(&mut plan, parts, &mut used);
     let mut candidates: Vec<(FlowColumn, Vec<Candidate<'_>>)> = Vec::new();
     for part in parts.iter().filter(|part| part.repeat == 0) {
-        for (rank, mapping) in mapping::mappings(part.enterprise, part.id) {
+        for &(rank, mapping) in mapping::mappings(part.enterprise, part.id) {
             let Some(span) = place(mapping.conversion, part.span) else { continue };
             let candidate = (rank, mapping, span, *part);
             match candidates.iter_mut().find(|(column, _)| *column == mapping.column) {
@@ -438,10 +444,11 @@ fn sampling(
     let has = |id: u16| {
         parts.iter().any(|part| part.enterprise == IANA && part.id == id && number(part.span.width))
     };
-    if has(309) && has(310) {
-        if let (Some(size), Some(population)) = (take(309, number), take(310, number)) {
-            plan.sampling.rates.push(Rate::OutOf { size, population });
-        }
+    if has(309)
+        && has(310)
+        && let (Some(size), Some(population)) = (take(309, number), take(310, number))
+    {
+        plan.sampling.rates.push(Rate::OutOf { size, population });
     }
     if let Some(taken) = take(305, number) {
         let (skipped, algorithm) = (take(306, number), take(304, number));
@@ -462,11 +469,11 @@ fn icmp_in_port(plan: &mut RowPlan) {
     let explicit = plan.steps.iter().any(|step| step.column == FlowColumn::IcmpType);
     if let (false, Some(protocol), Some(dst_port)) =
         (explicit, span(FlowColumn::IpProtocol), span(FlowColumn::DstPort))
+        && protocol.width == 1
+        && dst_port.width == 2
     {
-        if protocol.width == 1 && dst_port.width == 2 {
-            let src_port = span(FlowColumn::SrcPort).filter(|span| span.width == 2);
-            plan.icmp_in_port = Some(IcmpInPort { protocol, src_port, dst_port });
-        }
+        let src_port = span(FlowColumn::SrcPort).filter(|span| span.width == 2);
+        plan.icmp_in_port = Some(IcmpInPort { protocol, src_port, dst_port });
     }
 }
 

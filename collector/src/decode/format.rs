@@ -43,7 +43,12 @@ pub(crate) fn write_value(out: &mut Vec<u8>, data_type: DataType, bytes: &[u8], 
         }
         T::String => text(out, bytes),
         T::Ipv4Address if bytes.len() == 4 => {
-            put(out, format_args!("{}", Address::v4(octets(bytes, 0))));
+            for (at, octet) in bytes.iter().enumerate() {
+                if at > 0 {
+                    out.push(b'.');
+                }
+                decimal(out, u64::from(*octet));
+            }
         }
         T::Ipv6Address if bytes.len() == 16 => {
             put(out, format_args!("{}", Address::v6(octets(bytes, 0))));

@@ -5,6 +5,9 @@
 //! except for those marked [`Choice::NonZero`], where exporters put both into every record and leave the one that does
 //! not apply zero: the first that is not zero is taken record by record.
 
+use std::sync::OnceLock;
+
+use hashbrown::HashMap;
 use weir_schemas::elements::{CISCO, IANA, NTOP};
 use weir_schemas::tables::FlowColumn::{self, *};
 
@@ -224,12 +227,19 @@ pub(crate) const MAPPINGS: &[Mapping] = &[
     one(IXIA, 282, Retransmits, Counter),
 ];
 
-/// All mappings of an element.
-pub(crate) fn mappings(enterprise: u32, id: u16) -> impl Iterator<Item = (usize, &'static Mapping)> {
-    MAPPINGS
-        .iter()
-        .enumerate()
-        .filter(move |(_, mapping)| mapping.enterprise == enterprise && mapping.id == id)
+type Index = HashMap<(u32, u16), Vec<(usize, &'static Mapping)>, foldhash::fast::RandomState>;
+
+/// All mappings of an element, with their rank in the table.
+pub(crate) fn mappings(enterprise: u32, id: u16) -> &'static [(usize, &'static Mapping)] {
+    static INDEX: OnceLock<Index> = OnceLock::new();
+    let index = INDEX.get_or_init(|| {
+        let mut index = Index::default();
+        for (rank, mapping) in MAPPINGS.iter().enumerate() {
+            index.entry((mapping.enterprise, mapping.id)).or_default().push((rank, mapping));
+        }
+        index
+    });
+    index.get(&(enterprise, id)).map_or(&[], Vec::as_slice)
 }
 
 /// For the reverse half of a biflow: the column of the other end.

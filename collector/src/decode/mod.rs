@@ -279,7 +279,7 @@ impl Decoder {
         }
         let oldest = now_us - i64::from(self.config.pending_seconds) * 1_000_000;
         let before = rows(out);
-        for set in self.netflow.pending.take(|_| true) {
+        for set in self.netflow.pending.take_all() {
             let Some(state) = self.exporters.find_mut(set.key) else { continue };
             let Some(mut netflow) = state.netflow.take() else { continue };
             let replayed = netflow.lookup.as_mut().is_some_and(|lookup| {
@@ -303,7 +303,7 @@ impl Decoder {
     /// An exporter made room for another, or was silent for long.
     fn let_go(&mut self, mut state: ExporterState, now_us: i64, out: &mut Batches) {
         let key = state.key;
-        let waiting = self.netflow.pending.take(|set| set.key == key).len();
+        let waiting = self.netflow.pending.take(key, |_| true).len();
         state.counters.sets_expired += waiting as u64;
         // of a single datagram from an invented source nobody needs a row
         if state.established || state.counters.datagrams > 1 {

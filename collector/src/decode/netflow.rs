@@ -338,8 +338,8 @@ impl Netflow {
         if !self.defined.is_empty() && !self.pending.is_empty() {
             let defined = std::mem::take(&mut self.defined);
             let key = pass.state.key;
-            let ready = |set: &Waiting| set.key == key && set.port == port && defined.contains(&set.template);
-            for set in self.pending.take(ready) {
+            let ready = |set: &Waiting| set.port == port && defined.contains(&set.template);
+            for set in self.pending.take(key, ready) {
                 self.replay(&set, pass.state, pass.lookup, pass.config, pass.shared, out);
             }
             self.defined = defined;
@@ -377,6 +377,9 @@ impl Netflow {
 
     /// Keeps a data set until its template comes.
     fn wait(&mut self, template: u16, content: &[u8], pass: &mut Pass<'_, '_>) {
+        if content.is_empty() {
+            return;
+        }
         let waiting = Waiting {
             key: pass.state.key,
             port: pass.meta.sender_port,

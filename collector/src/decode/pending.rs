@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use hashbrown::HashMap;
+
 use super::config::DecodeConfig;
 use super::exporters::ExporterKey;
 
@@ -17,67 +19,74 @@ pub(crate) struct Waiting {
     pub(crate) data: Vec<u8>,
 }
 
-/// All that waits in a shard, the oldest first.
+/// All that waits in a shard.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
-    sets: VecDeque<Waiting>,
+    /// Of each exporter the oldest first; no queue is empty.
+    queues: HashMap<ExporterKey, VecDeque<Waiting>, foldhash::fast::RandomState>,
     bytes: usize,
 }
 
 impl Pending {
     pub(crate) fn is_empty(&self) -> bool {
-        self.sets.is_empty()
+        self.queues.is_empty()
     }
 
-    /// Keeps a set. Where it makes the exporter's or all sets too many, the oldest go (of the same exporter first):
-    /// they are returned.
+    /// Keeps a set. Where it makes the exporter's or all sets too many, older ones go, of the same exporter first, then
+    /// of the one that has most: they are returned.
     pub(crate) fn push(&mut self, waiting: Waiting, config: &DecodeConfig) -> Vec<Waiting> {
         let mut gone = Vec::new();
-        let mine = |other: &Waiting| other.key == waiting.key;
-        let size = waiting.data.len();
+        let (key, size) = (waiting.key, waiting.data.len());
         if size > config.pending_bytes || config.pending_sets == 0 {
             return vec![waiting];
         }
-        while self.sets.iter().filter(|other| mine(other)).count() >= config.pending_sets {
-            let Some(at) = self.sets.iter().position(mine) else { break };
-            gone.extend(self.remove(at));
+        let count = |pending: &Pending| pending.queues.get(&key).map_or(0, VecDeque::len);
+        while count(self) >= config.pending_sets {
+            gone.extend(self.oldest_of(key));
         }
         while self.bytes + size > config.pending_bytes {
-            let at = self.sets.iter().position(mine).unwrap_or(0);
-            match self.remove(at) {
-                Some(set) => gone.push(set),
-                None => break,
-            }
+            let most = || self.queues.iter().max_by_key(|(_, queue)| queue.len()).map(|(key, _)| *key);
+            let Some(from) = Some(key).filter(|_| count(self) > 0).or_else(most) else { break };
+            gone.extend(self.oldest_of(from));
         }
-        self.bytes += size;
-        self.sets.push_back(waiting);
+        self.keep(waiting);
         gone
     }
 
-    /// Puts back a set that was taken.
+    /// Puts back a set that was taken, or a new one.
     pub(crate) fn keep(&mut self, set: Waiting) {
         self.bytes += set.data.len();
-        self.sets.push_back(set);
+        self.queues.entry(set.key).or_default().push_back(set);
     }
 
-    fn remove(&mut self, at: usize) -> Option<Waiting> {
-        let set = self.sets.remove(at)?;
-        self.bytes -= set.data.len();
-        Some(set)
+    fn oldest_of(&mut self, key: ExporterKey) -> Option<Waiting> {
+        let queue = self.queues.get_mut(&key)?;
+        let set = queue.pop_front();
+        if queue.is_empty() {
+            self.queues.remove(&key);
+        }
+        self.bytes -= set.as_ref().map_or(0, |set| set.data.len());
+        set
     }
 
-    /// Takes out what `ready` says, in the order in which it came.
-    pub(crate) fn take(&mut self, mut ready: impl FnMut(&Waiting) -> bool) -> Vec<Waiting> {
-        let mut taken = Vec::new();
-        let mut at = 0;
-        while let Some(set) = self.sets.get(at) {
-            if ready(set) {
-                taken.extend(self.remove(at));
-            } else {
-                at += 1;
-            }
+    /// Takes out what `ready` says of an exporter's sets, in the order in which they came.
+    pub(crate) fn take(&mut self, key: ExporterKey, mut ready: impl FnMut(&Waiting) -> bool) -> Vec<Waiting> {
+        let Some(queue) = self.queues.remove(&key) else { return Vec::new() };
+        let (mut taken, mut rest) = (Vec::new(), VecDeque::new());
+        for set in queue {
+            if ready(&set) { taken.push(set) } else { rest.push_back(set) }
+        }
+        self.bytes -= taken.iter().map(|set| set.data.len()).sum::<usize>();
+        if !rest.is_empty() {
+            self.queues.insert(key, rest);
         }
         taken
+    }
+
+    /// Takes out everything, exporter by exporter.
+    pub(crate) fn take_all(&mut self) -> Vec<Waiting> {
+        self.bytes = 0;
+        std::mem::take(&mut self.queues).into_values().flatten().collect()
     }
 }
 
@@ -108,7 +117,7 @@ mod tests {
         assert_eq!(gone.len(), 1);
         assert_eq!(gone[0].data.len(), 600);
         assert_eq!(pending.push(set(3, 1_001), &config).len(), 1);
-        assert_eq!(pending.take(|_| true).len(), 5);
+        assert_eq!(pending.take_all().len(), 5);
         assert_eq!(pending.bytes, 0);
     }
 }

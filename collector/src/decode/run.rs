@@ -60,7 +60,9 @@ pub(crate) struct SetOutcome {
 }
 
 /// No datagram of real flows comes near so many records of one set; a hostile template of one octet would.
-pub(crate) const MAX_RECORDS: usize = 16_384;
+const MAX_RECORDS: usize = 16_384;
+/// Nor do they have so many entries of `extra` in one set.
+const MAX_EXTRAS: usize = 24_576;
 
 /// Decodes a data set of flow records.
 pub(crate) fn run_set(
@@ -71,24 +73,23 @@ pub(crate) fn run_set(
     scratch: &mut Scratch,
 ) -> SetOutcome {
     let layout = &plan.layout;
+    let most = MAX_RECORDS.min(MAX_EXTRAS / plan.rows.extras.len().max(1)).max(1);
     if !layout.variable {
-        let count = (data.len() / layout.record.max(1)).min(MAX_RECORDS);
+        let whole = data.len() / layout.record.max(1);
+        let count = whole.min(most);
         let Some(data) = data.get(..count * layout.record) else { return SetOutcome::default() };
         let rows = run_records(plan, &Fixed::new(data, layout.record), context, out, scratch);
-        return SetOutcome { records: count as u32, rows, truncated: false };
+        return SetOutcome { records: count as u32, rows, truncated: count < whole };
     }
     let mut places = std::mem::take(&mut scratch.places);
-    let end = Walked::walk(data, &layout.fields, MAX_RECORDS, &mut places);
+    let end = Walked::walk(data, &layout.fields, most, &mut places);
     let records = Walked::new(data, &places, layout.fields.len());
     let rows = run_records(plan, &records, context, out, scratch);
     let records = records.count();
     scratch.places = places;
     // rule 3: less than the shortest record is padding
-    SetOutcome {
-        records: records as u32,
-        rows,
-        truncated: data.len() - end >= layout.record && records < MAX_RECORDS,
-    }
+    let truncated = data.len() - end >= layout.record;
+    SetOutcome { records: records as u32, rows, truncated }
 }
 
 /// Decodes records; answers how many rows they made.
@@ -671,7 +672,7 @@ fn icmp_in_port<R: Records>(icmp: &IcmpInPort, records: &R, out: &mut Builder, s
     }
 }
 
-/// Rule 46: label, EXP and bottom-of-stack bit; what follows the bottom, and entries of zeros, are no labels.
+/// Rule 46: label, EXP and bottom-of-stack bit. Entries of zeros are unused fields of the template, no labels.
 fn mpls<R: Records>(plan: &RowPlan, records: &R, out: &mut Builder) {
     fn entries<'a, R: Records>(
         plan: &'a RowPlan,
@@ -684,7 +685,8 @@ fn mpls<R: Records>(plan: &RowPlan, records: &R, out: &mut Builder) {
         let all = one.chain(stack.chunks_exact(4).map(|entry| &entry[..3]));
         all.map(|entry| unsigned(entry) as u32).take(32).filter(|entry| *entry >> 1 != 0)
     }
-    let columns: [(FlowColumn, fn(u32) -> u32); 2] =
+    type Part = (FlowColumn, fn(u32) -> u32);
+    let columns: [Part; 2] =
         [(FlowColumn::MplsLabels, |entry| entry >> 4), (FlowColumn::MplsExp, |entry| entry >> 1 & 7)];
     for (column, part) in columns {
         let lists = out.lists(column.index());

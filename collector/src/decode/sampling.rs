@@ -140,7 +140,7 @@ impl View {
                 (None, Some(id), _) if !wide => self.interfaces.set(id, rate, max),
                 (None, None, Some(id)) if !wide => self.templates.set(id, rate, max),
                 _ if learned.narrow && !wide => false,
-                _ => std::mem::replace(&mut self.system, Some(rate)) != Some(rate),
+                _ => self.system.replace(rate) != Some(rate),
             };
         }
         change.any = change.sampling;

@@ -57,7 +57,7 @@ impl Sequence {
                 let distance = i64::from(number.wrapping_sub(next).cast_signed());
                 match distance {
                     0..=AHEAD => self.ahead(next, distance.unsigned_abs(), units),
-                    1.. => self.reset(units),
+                    _ if distance > AHEAD => self.reset(units),
                     _ if distance >= -BEHIND => {
                         let step = self.late(number, units);
                         if step.resets == 0 {

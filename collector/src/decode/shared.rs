@@ -347,12 +347,14 @@ impl Lookup {
             (self.generation, self.port) = (generation, port);
             self.view = self.domain.view(port);
         }
-        if across && self.view.samplers.is_empty() && self.view.system.is_none() {
-            if let Some(other) = shared.across(self.key) {
-                let mut view = View::clone(&self.view);
-                (view.samplers, view.system) = (other.samplers.clone(), other.system);
-                self.view = Arc::new(view);
-            }
+        if across
+            && self.view.samplers.is_empty()
+            && self.view.system.is_none()
+            && let Some(other) = shared.across(self.key)
+        {
+            let mut view = View::clone(&self.view);
+            (view.samplers, view.system) = (other.samplers.clone(), other.system);
+            self.view = Arc::new(view);
         }
     }
 
@@ -500,7 +502,6 @@ impl SavedSession {
             refreshed_us: entry.refreshed_us,
             interval_us: entry.interval_us,
         };
-        let name = |(id, name): (&Box<[u8]>, &Box<str>)| (id.to_vec(), name.to_string());
         SavedSession {
             port: session.port,
             last_us: session.last_us,
@@ -511,7 +512,11 @@ impl SavedSession {
             system: view.system,
             boot_us: view.boot_us,
             agent: view.agent,
-            applications: view.applications.iter().map(name).collect(),
+            applications: view
+                .applications
+                .iter()
+                .map(|(id, name)| (id.to_vec(), name.to_string()))
+                .collect(),
         }
     }
 }

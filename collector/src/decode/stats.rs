@@ -14,7 +14,6 @@ pub(crate) enum Event {
     NewExporter,
     Restart,
     TemplateCollision,
-    TemplatesExpired,
     WithdrawalIgnored,
     SamplingChanged,
 }
@@ -25,7 +24,6 @@ impl Event {
             Event::NewExporter => "new_exporter",
             Event::Restart => "restart",
             Event::TemplateCollision => "template_collision",
-            Event::TemplatesExpired => "templates_expired",
             Event::WithdrawalIgnored => "withdrawal_ignored",
             Event::SamplingChanged => "sampling_changed",
         }

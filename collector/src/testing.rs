@@ -14,10 +14,26 @@ pub(crate) struct Memory {
     pub(crate) busy: bool,
     /// It refuses messages of more rows than this.
     pub(crate) refuse_above: Option<u32>,
+    /// It takes such messages in hand, and refuses them afterwards.
+    pub(crate) refuse_later_above: Option<u32>,
     /// It takes messages but acknowledges none.
     pub(crate) holds_back: bool,
     pub(crate) appended: Vec<Message>,
     pub(crate) acknowledged: usize,
+    refused: Acknowledged,
+}
+
+impl Memory {
+    /// Refuses what it has in hand and is too large.
+    fn refuse(&mut self) {
+        let Some(most) = self.refuse_later_above else { return };
+        let in_hand = self.appended.split_off(self.acknowledged);
+        let (refused, kept): (Vec<_>, Vec<_>) =
+            in_hand.into_iter().partition(|message| message.envelope.rows > most);
+        self.appended.extend(kept);
+        self.refused.messages += refused.len() as u64;
+        self.refused.rows += refused.iter().map(|message| u64::from(message.envelope.rows)).sum::<u64>();
+    }
 }
 
 /// A log in memory.
@@ -42,6 +58,7 @@ impl Sink for MemorySink {
         if memory.holds_back {
             return Acknowledged::default();
         }
+        memory.refuse();
         let all = memory.appended.len();
         let before = std::mem::replace(&mut memory.acknowledged, all);
         let messages = &memory.appended[before..];
@@ -63,5 +80,9 @@ impl Sink for MemorySink {
     fn in_flight(&self) -> u64 {
         let memory = self.0.lock();
         (memory.appended.len() - memory.acknowledged) as u64
+    }
+
+    fn refused(&mut self) -> Acknowledged {
+        std::mem::take(&mut self.0.lock().refused)
     }
 }

@@ -137,8 +137,18 @@ impl WriterCounters {
         self.acknowledged_messages += acknowledged.messages;
         self.acknowledged_rows += acknowledged.rows;
         self.acknowledged_bytes += acknowledged.bytes;
-        self.unacknowledged_messages = self.unacknowledged_messages.saturating_sub(acknowledged.messages);
-        self.unacknowledged_rows = self.unacknowledged_rows.saturating_sub(acknowledged.rows);
+        self.no_longer_in_hand(acknowledged);
+    }
+
+    fn refuse(&mut self, refused: Acknowledged) {
+        self.dropped_rows[DropReason::Refused as usize] += refused.rows;
+        self.dropped_batches[DropReason::Refused as usize] += refused.messages;
+        self.no_longer_in_hand(refused);
+    }
+
+    fn no_longer_in_hand(&mut self, settled: Acknowledged) {
+        self.unacknowledged_messages = self.unacknowledged_messages.saturating_sub(settled.messages);
+        self.unacknowledged_rows = self.unacknowledged_rows.saturating_sub(settled.rows);
     }
 }
 
@@ -351,7 +361,7 @@ impl Writer {
         self.offer();
         self.trim();
         let acknowledged = self.sink.poll(Duration::ZERO);
-        self.queue.state.lock().counters.acknowledge(acknowledged);
+        self.settle(acknowledged);
         true
     }
 
@@ -457,6 +467,18 @@ impl Writer {
         }
     }
 
+    /// Counts what the log has taken for good, and what it has refused after it had taken it in hand.
+    fn settle(&mut self, acknowledged: Acknowledged) {
+        let refused = self.sink.refused();
+        let mut state = self.queue.state.lock();
+        state.counters.acknowledge(acknowledged);
+        state.counters.refuse(refused);
+        drop(state);
+        if refused.messages > 0 {
+            tracing::error!(messages = refused.messages, rows = refused.rows, "the log refused messages");
+        }
+    }
+
     /// Removes the oldest message of the backlog and tells what became of it.
     fn unload(&mut self, tell: impl FnOnce(&mut WriterCounters, u64)) {
         let Some(message) = self.backlog.pop_front() else { return };
@@ -482,7 +504,7 @@ impl Writer {
             let left = deadline.saturating_duration_since(Instant::now());
             let step = if self.backlog.is_empty() { left } else { left.min(RETRY) };
             let acknowledged = self.sink.flush(step);
-            self.queue.state.lock().counters.acknowledge(acknowledged);
+            self.settle(acknowledged);
             if left.is_zero() || (self.backlog.is_empty() && self.sink.in_flight() == 0) {
                 break;
             }

@@ -166,6 +166,26 @@ fn what_the_log_does_not_acknowledge_by_the_deadline_is_reported() {
     assert_balanced(&counters);
 }
 
+/// Kafka takes a message in hand and its broker refuses it later: dropped and counted, no longer in flight.
+#[test]
+fn what_the_log_refuses_later_is_dropped_and_counted() {
+    let (mut writer, queue, memory) = writer(1 << 20, 1 << 20, 900_000);
+    memory.lock().refuse_later_above = Some(50);
+    memory.lock().holds_back = true;
+    queue.push(closed(0, 100, false));
+    queue.push(closed(100, 40, false));
+    assert!(writer.step(Duration::ZERO) && writer.step(Duration::ZERO));
+    assert_eq!(queue.counters().unacknowledged_rows, 140);
+    memory.lock().holds_back = false;
+    queue.close();
+    assert_eq!(writer.run(), 0);
+    let counters = queue.counters();
+    assert_eq!(counters.dropped_rows[DropReason::Refused as usize], 100);
+    assert_eq!((counters.acknowledged_rows, counters.rows_in_flight()), (40, 0));
+    assert_eq!(counters.unacknowledged_messages, 0);
+    assert_balanced(&counters);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Push(u64),
@@ -173,6 +193,7 @@ enum Step {
     Busy(bool),
     HoldBack(bool),
     RefuseAbove(Option<u32>),
+    RefuseLaterAbove(Option<u32>),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -182,6 +203,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<bool>().prop_map(Step::Busy),
         1 => any::<bool>().prop_map(Step::HoldBack),
         1 => proptest::option::of(10_u32..400).prop_map(Step::RefuseAbove),
+        1 => proptest::option::of(10_u32..400).prop_map(Step::RefuseLaterAbove),
     ];
     proptest::collection::vec(step, 0..60)
 }
@@ -204,6 +226,7 @@ proptest! {
                 Step::Busy(busy) => memory.lock().busy = busy,
                 Step::HoldBack(holds_back) => memory.lock().holds_back = holds_back,
                 Step::RefuseAbove(rows) => memory.lock().refuse_above = rows,
+                Step::RefuseLaterAbove(rows) => memory.lock().refuse_later_above = rows,
             }
             assert_balanced(&queue.counters());
         }

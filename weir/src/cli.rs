@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Say how a running weir is: ready, exporters, loss, lag.
     Status(StatusArgs),
+    /// Let a running weir read its configuration again, without losing a datagram.
+    Reload(ReloadArgs),
 }
 
 /// What `run`, `collect` and `aggregate` have in common.
@@ -112,4 +114,11 @@ pub(crate) struct StatusArgs {
     /// Where weir's HTTP server is.
     #[arg(long, default_value = "http://127.0.0.1:8080", env = "WEIR_URL")]
     pub(crate) url: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReloadArgs {
+    /// The data directory of the weir that is meant.
+    #[arg(long, value_name = "DIR", default_value = "./weir-data", env = "WEIR_DATA_DIR")]
+    pub(crate) data_dir: PathBuf,
 }

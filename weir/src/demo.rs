@@ -25,7 +25,19 @@ pub(crate) fn config(args: &DemoArgs) -> Result<Config, Failure> {
 pub(crate) async fn run(args: DemoArgs, config: Config) -> Result<(), Failure> {
     let role_args = RoleArgs { config: None, data_dir: None, listen: Vec::new(), http: None, postgres: None };
     let (rate, duration, data_dir) = (args.rate, args.duration, args.data_dir.display().to_string());
-    let run = roles::run(role_args, config, move |addresses| {
+    let stop = async move {
+        let end = async {
+            match duration {
+                0 => std::future::pending().await,
+                seconds => tokio::time::sleep(Duration::from_secs(seconds)).await,
+            }
+        };
+        tokio::select! {
+            () = crate::signals::shutdown() => {}
+            () = end => {}
+        }
+    };
+    let run = roles::run(role_args, config, stop, move |addresses| {
         if let Err(error) = greet(&addresses, rate, &data_dir) {
             tracing::warn!("cannot print: {error}");
         }
@@ -33,13 +45,7 @@ pub(crate) async fn run(args: DemoArgs, config: Config) -> Result<(), Failure> {
             std::thread::spawn(move || generate(udp, rate));
         }
     });
-    if duration == 0 {
-        return run.await;
-    }
-    tokio::select! {
-        ended = run => ended,
-        () = tokio::time::sleep(Duration::from_secs(duration)) => Ok(()),
-    }
+    run.await
 }
 
 /// `weir generate` is told by arguments, so it is told by arguments here too.

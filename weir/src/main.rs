@@ -6,6 +6,7 @@
 mod cli;
 mod client;
 mod config;
+mod control;
 mod demo;
 mod failure;
 mod roles;
@@ -37,7 +38,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Run(args) => {
             let config = Config::for_role(&args)?;
             start_logging(log.as_deref(), &config, "")?;
-            block_on(roles::run(args, config, |_| {}))
+            block_on(roles::run(args, config, signals::shutdown(), |_| {}))
         }
         Command::Collect(args) => {
             let config = Config::for_role(&args)?;
@@ -57,6 +58,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Sql(args) => block_on(client::sql(args)),
         Command::Status(args) => block_on(client::status(args)),
+        Command::Reload(args) => block_on(control::reload(args)),
         Command::Decode(args) => Ok(tools::decode::run(&args)?),
         Command::Replay(args) => Ok(tools::replay::run(&args)?),
         Command::Generate(args) => Ok(tools::generate::run(&args)?),

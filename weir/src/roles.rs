@@ -68,10 +68,11 @@ fn print_ready(addresses: &Addresses) {
     let _ = writeln!(out, "ready {addresses}").and_then(|()| out.flush());
 }
 
-/// `weir run`: binds everything, then supervises. `on_ready` is called once, when the whole is ready.
+/// `weir run`: binds everything, then supervises until `stop`. `on_ready` is called once, when the whole is ready.
 pub(crate) async fn run(
     args: RoleArgs,
     config: Config,
+    stop: impl Future<Output = ()> + Send,
     on_ready: impl FnOnce(Addresses) + Send,
 ) -> Result<(), Failure> {
     std::fs::create_dir_all(&config.data_dir).map_err(|error| {
@@ -113,11 +114,43 @@ pub(crate) async fn run(
         },
     ];
     tracing::info!(%addresses, data_dir = %config.data_dir.display(), "starting");
-    let supervised = supervisor::supervise(roles, move |_| {
+    let wishes = crate::control::listen(&config.data_dir);
+    let mut running = config;
+    let reload = move || {
+        let next = Config::for_role(&args).map_err(|error| error.to_string())?;
+        let changed = changed_roles(&running, &next)?;
+        running = next;
+        Ok(changed)
+    };
+    let supervised = supervisor::supervise(roles, stop, wishes, reload, move |_| {
         print_ready(&addresses);
         on_ready(addresses);
     });
     supervised.await.map_err(|error| Failure::failed(error.to_string()))
+}
+
+/// The roles that a new configuration changes something for. What the supervisor itself holds (the sockets, the data
+/// directory) cannot change while it lives.
+fn changed_roles(running: &Config, next: &Config) -> Result<Vec<&'static str>, String> {
+    let fixed = [
+        ("data_dir", running.data_dir != next.data_dir),
+        ("listen", running.listen != next.listen),
+        ("receive", running.receive != next.receive),
+        ("log.kind", running.log.kind != next.log.kind),
+    ];
+    let fixed: Vec<_> = fixed.iter().filter(|(_, changed)| *changed).map(|(key, _)| *key).collect();
+    if !fixed.is_empty() {
+        return Err(format!("{} can change only by a restart of weir", fixed.join(", ")));
+    }
+    let both = running.logging != next.logging || running.log != next.log;
+    let mut changed = Vec::new();
+    if both || running.collector() != next.collector() {
+        changed.push("collect");
+    }
+    if both || running.aggregator() != next.aggregator() {
+        changed.push("aggregate");
+    }
+    Ok(changed)
 }
 
 async fn bind_udp(config: &Config) -> Result<Vec<Socket>, Failure> {
@@ -279,5 +312,28 @@ async fn listener(inherited: Vec<OwnedFd>, key: &str, address: SocketAddr) -> Re
     match inherited.into_iter().next() {
         Some(fd) => Ok(TcpListener::from(fd)),
         None => bind_tcp(key, address).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reload_restarts_the_roles_that_it_concerns() {
+        let running = Config::default();
+        assert_eq!(changed_roles(&running, &running), Ok(vec![]));
+        let mut next = running.clone();
+        next.decode.default_sampling_rate = Some(1_000.0);
+        assert_eq!(changed_roles(&running, &next), Ok(vec!["collect"]));
+        next.sql.statement_timeout_ms += 1;
+        assert_eq!(changed_roles(&running, &next), Ok(vec!["collect", "aggregate"]));
+        let mut next = running.clone();
+        next.logging.level = "debug".to_owned();
+        assert_eq!(changed_roles(&running, &next), Ok(vec!["collect", "aggregate"]));
+        next.listen.udp.pop();
+        next.receive.shards = 7;
+        let refused = changed_roles(&running, &next).unwrap_err();
+        assert!(refused.starts_with("listen, receive can change only"), "{refused}");
     }
 }

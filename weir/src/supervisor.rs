@@ -16,6 +16,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 
+use crate::control::Wish;
+
 /// Names the inherited descriptors of a child: `udp=3@[::]:2055;http=5`.
 pub(crate) const INHERIT: &str = "WEIR_INHERIT";
 /// Set in a child: it watches its stdin for the supervisor's end.
@@ -118,24 +120,38 @@ async fn stop(name: &str, mut running: Running) -> io::Result<ExitStatus> {
     }
 }
 
-/// Keeps one role alive until `shutdown`, then stops it.
+/// What a role is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// To run; with a new number, to be stopped in order and started again.
+    Generation(u32),
+    Stop,
+}
+
+/// Keeps one role alive until it is told to stop, and starts it anew when it is told to.
 async fn keep(
     binary: PathBuf,
     role: Role,
     ready: mpsc::Sender<(&'static str, String)>,
-    mut shutdown: watch::Receiver<bool>,
+    mut wanted: watch::Receiver<Wanted>,
 ) -> io::Result<()> {
     let mut backoff = FIRST_BACKOFF;
     loop {
+        let generation = match *wanted.borrow_and_update() {
+            Wanted::Generation(generation) => generation,
+            Wanted::Stop => return Ok(()),
+        };
         let mut running = start(&binary, &role, ready.clone())?;
         let ended = tokio::select! {
             status = running.child.wait() => Some(status?),
-            _ = shutdown.wait_for(|stop| *stop) => None,
+            // the sender lives as long as this task
+            _ = wanted.wait_for(|wanted| *wanted != Wanted::Generation(generation)) => None,
         };
         let Some(status) = ended else {
+            // the next child finds in the sockets what came meanwhile
             let status = stop(role.name, running).await?;
             tracing::info!(role = role.name, %status, "stopped");
-            return Ok(());
+            continue;
         };
         // 2 is usage or configuration: another start would end the same way.
         if status.code() == Some(2) {
@@ -146,27 +162,35 @@ async fn keep(
         tracing::error!(role = role.name, %status, lived_s = lived.as_secs(), "ended; starts again in {backoff:?}");
         tokio::select! {
             () = tokio::time::sleep(backoff) => {}
-            _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+            _ = wanted.changed() => {}
         }
     }
 }
 
-/// Runs the roles until SIGTERM or SIGINT, then stops them in their order, each to its end before the next: first the
-/// collector, which flushes to the log, then the aggregator, which takes the log to its end.
+/// Runs the roles until `stop`, then stops them in their order, each to its end before the next: first the collector,
+/// which flushes to the log, then the aggregator, which takes the log to its end.
 ///
+/// At each of the `wishes` the roles that `reload` names are stopped in order and started again, on the same sockets.
 /// `on_ready` is called once with what the roles print after `ready`, in the order of the roles.
-pub(crate) async fn supervise(roles: Vec<Role>, on_ready: impl FnOnce(Vec<String>) + Send) -> io::Result<()> {
+pub(crate) async fn supervise(
+    roles: Vec<Role>,
+    stop: impl Future<Output = ()> + Send,
+    mut wishes: mpsc::Receiver<Wish>,
+    mut reload: impl FnMut() -> Result<Vec<&'static str>, String> + Send,
+    on_ready: impl FnOnce(Vec<String>) + Send,
+) -> io::Result<()> {
     let binary = std::env::current_exe()?;
     let names: Vec<&'static str> = roles.iter().map(|role| role.name).collect();
     let (ready_sender, mut ready) = mpsc::channel(16);
     let mut kept = Vec::new();
     for role in roles {
-        let (sender, receiver) = watch::channel(false);
+        let (sender, receiver) = watch::channel(Wanted::Generation(0));
         kept.push((sender, tokio::spawn(keep(binary.clone(), role, ready_sender.clone(), receiver))));
     }
     let mut told: BTreeMap<&'static str, String> = BTreeMap::new();
     let mut on_ready = Some(on_ready);
-    let mut signal = std::pin::pin!(crate::signals::shutdown());
+    let mut stop = std::pin::pin!(stop);
+    let mut generation = 0;
     loop {
         let any_ended = async {
             loop {
@@ -177,7 +201,7 @@ pub(crate) async fn supervise(roles: Vec<Role>, on_ready: impl FnOnce(Vec<String
             }
         };
         tokio::select! {
-            () = &mut signal => break,
+            () = &mut stop => break,
             () = any_ended => break,
             Some((name, line)) = ready.recv() => {
                 told.insert(name, line);
@@ -185,11 +209,32 @@ pub(crate) async fn supervise(roles: Vec<Role>, on_ready: impl FnOnce(Vec<String
                     on_ready(names.iter().map(|name| told[name].clone()).collect());
                 }
             }
+            Some(answer) = wishes.recv() => {
+                let outcome = reload();
+                generation += 1;
+                for changed in outcome.iter().flatten() {
+                    let at = names.iter().position(|name| name == changed);
+                    if let Some((wanted, _)) = at.and_then(|at| kept.get(at)) {
+                        wanted.send_replace(Wanted::Generation(generation));
+                    }
+                }
+                let told = match outcome.as_deref() {
+                    Ok([]) => Ok("nothing has changed".to_owned()),
+                    Ok(roles) => Ok(format!("reloads {}", roles.join(", "))),
+                    Err(why) => Err(why.clone()),
+                };
+                match &told {
+                    Ok(what) => tracing::info!("configuration read again: {what}"),
+                    Err(why) => tracing::error!("configuration not reloaded, the old one stays: {why}"),
+                }
+                // whoever asked may have gone
+                let _ = answer.send(told);
+            }
         }
     }
     let mut result = Ok(());
-    for (shutdown, task) in kept {
-        shutdown.send_replace(true);
+    for (wanted, task) in kept {
+        wanted.send_replace(Wanted::Stop);
         if let Err(error) = task.await.map_err(io::Error::other).and_then(|ended| ended)
             && result.is_ok()
         {

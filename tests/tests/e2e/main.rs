@@ -17,5 +17,6 @@ mod faults;
 mod full_disk;
 mod kafka;
 mod prometheus;
+mod reload;
 mod tidy;
 mod totals;

@@ -1,0 +1,81 @@
+//! `weir reload` and SIGHUP under load: the roles that a change concerns are started anew on the same sockets, no flow is
+//! lost, and what cannot be is refused while the old configuration stays.
+
+use std::process::Command;
+use std::time::Duration;
+
+use weir_tests::command::{Ended, run, signal};
+use weir_tests::generate::Load;
+use weir_tests::ledger::Ledger;
+use weir_tests::wait::{LONG, until};
+use weir_tests::weir::{Setup, binary};
+
+fn write(setup: &Setup, toml: &str) {
+    std::fs::write(setup.folder().join("weir.toml"), toml).unwrap();
+}
+
+/// Every exporter has this sampling rate.
+fn overridden(rate: u32, more: &str) -> String {
+    format!("[[decode.exporters]]\naddress = \"0.0.0.0/0\"\nsampling_rate = {rate}\n\n{more}")
+}
+
+fn reload(setup: &Setup) -> Ended {
+    run(Command::new(binary()).arg("reload").arg("--data-dir").arg(setup.data_dir()), LONG)
+}
+
+#[test]
+fn a_reload_under_load_loses_nothing() {
+    let setup = Setup::new();
+    let weir = setup.start();
+    let (collect, aggregate) = (weir.wait_for_role("collect", None), weir.wait_for_role("aggregate", None));
+    let sent = std::thread::scope(|scope| {
+        let load = scope.spawn(|| Load::new(60_000).rate(10_000).exporters(4).run(&weir));
+        std::thread::sleep(Duration::from_secs(1));
+        // Nothing has changed, nothing is started anew.
+        assert_eq!(reload(&setup).ok().trim(), "nothing has changed");
+        write(&setup, &overridden(7, ""));
+        assert_eq!(reload(&setup).ok().trim(), "reloads collect");
+        let second = weir.wait_for_role("collect", Some(collect));
+        std::thread::sleep(Duration::from_secs(1));
+        write(&setup, &overridden(9, "[sql]\nconcurrent_queries = 3\n"));
+        signal(weir.pid(), "HUP");
+        weir.wait_for_role("collect", Some(second));
+        weir.wait_for_role("aggregate", Some(aggregate));
+        load.join().unwrap()
+    });
+    weir.until_numbers(
+        "select count(*), sum(bytes), sum(packets) from flows",
+        &[sent.rows, sent.bytes, sent.packets],
+    );
+    let ledger = until(LONG, "nothing in flight", || {
+        let ledger = Ledger::read(&weir.metrics())?;
+        if ledger.rows_in_flight == 0 { Ok(ledger) } else { Err(format!("{ledger}")) }
+    });
+    assert_eq!(ledger.kernel_drops, 0, "{ledger}");
+    // The last configuration is in force.
+    let rates = weir.sql("select distinct sampling_rate from flows where sampling_source = 'override'");
+    assert!(rates.contains(&vec!["9.0".to_owned()]), "{rates:?}");
+
+    let (collect, aggregate) = (weir.wait_for_role("collect", None), weir.wait_for_role("aggregate", None));
+    for (toml, wanted) in [
+        ("[decode]\ndefault_samplingrate = 9\n", "default_sampling_rate"),
+        (
+            "[listen]\nudp = [\"127.0.0.1:1\"]\nhttp = \"127.0.0.1:2\"\ninsecure = true\n",
+            "listen can change only by a restart",
+        ),
+    ] {
+        write(&setup, toml);
+        let refused = reload(&setup);
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        assert!(refused.stderr.contains(wanted), "{refused:?}");
+    }
+    assert_eq!((weir.role("collect"), weir.role("aggregate")), (Some(collect), Some(aggregate)));
+    assert!(weir.stop().success());
+
+    let nobody = reload(&setup);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(
+        nobody.stderr.contains("no weir answers at") && nobody.stderr.contains("--data-dir"),
+        "{nobody:?}"
+    );
+}

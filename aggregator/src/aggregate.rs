@@ -14,7 +14,7 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,8 @@ use crate::store::{Maintenance, Store, StoreConfig, StoreError, StoreInfo};
 
 /// A try to open the store follows the last after this time.
 const RETRY: Duration = Duration::from_secs(2);
+/// How long queries wait at the start for the log to be read to its end.
+const CATCH_UP: Duration = Duration::from_secs(60);
 /// The servers have this long to end what they answer.
 const SERVERS_STOP: Duration = Duration::from_secs(5);
 
@@ -110,8 +112,12 @@ impl Aggregator {
         }
     }
 
-    /// Runs until `shutdown`, then stops in order.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), AggregatorError> {
+    /// Runs until `shutdown`, then stops in order. `on_open` is called when the store is open and queries are answered.
+    pub async fn run(
+        self,
+        shutdown: CancellationToken,
+        on_open: impl FnOnce(),
+    ) -> Result<(), AggregatorError> {
         let Aggregator { config, deps } = self;
         let mut registry = Registry::default();
         let sql_metrics = Arc::new(SqlMetrics::default());
@@ -138,15 +144,27 @@ impl Aggregator {
             Engine::new(config.sql.clone(), catalog.tables(), views(), Some(&spill), sql_metrics).await?;
         catalog.register(engine.runtime_env());
         let (of_problem, of_metrics) = (Arc::clone(&store), Arc::clone(&store));
-        shared.open(
-            engine,
+        shared.watch(
             Box::new(move || problem(&of_problem.info())),
             Box::new(move || of_metrics.metrics().update(&of_metrics.info())),
         );
 
         let maintenance = CancellationToken::new();
         let maintain = tokio::spawn(Maintenance::new(Arc::clone(&store)).run(maintenance.clone()));
-        let ingested = Ingest::new(store, deps.open).run(shutdown).await;
+        let mut ingest = std::pin::pin!(Ingest::new(Arc::clone(&store), deps.open).run(shutdown));
+        // What SQL showed before a restart it shows after it: the rows that were in memory only are read again first.
+        let ended = tokio::select! {
+            ended = &mut ingest => Some(ended),
+            () = caught_up(&store) => None,
+        };
+        let ingested = match ended {
+            Some(ended) => ended,
+            None => {
+                shared.open(engine);
+                on_open();
+                ingest.await
+            }
+        };
         maintenance.cancel();
         let _ = maintain.await;
         shared.close();
@@ -170,6 +188,20 @@ async fn open_store(
             }
             other => return other,
         }
+    }
+}
+
+/// Until the log was read to its end once; where that takes long, for [`CATCH_UP`].
+async fn caught_up(store: &Store) {
+    let started = Instant::now();
+    while store.info().lag_seconds.is_none() {
+        if started.elapsed() > CATCH_UP {
+            tracing::warn!(
+                "the log is not read to its end yet: queries are answered without its newest rows"
+            );
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

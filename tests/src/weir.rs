@@ -289,7 +289,8 @@ impl Weir {
 
     #[track_caller]
     pub fn metrics(&self) -> Metrics {
-        let answer = http::get(self.addresses.http, "/metrics").unwrap();
+        let accept = [("Accept", "application/openmetrics-text; version=1.0.0")];
+        let answer = http::request(self.addresses.http, "GET", "/metrics", &accept, b"").unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());
         Metrics::parse(&answer.text())
     }

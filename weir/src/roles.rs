@@ -294,8 +294,7 @@ pub(crate) async fn aggregate(config: Config) -> Result<(), Failure> {
         crate::signals::shutdown().await;
         stop.cancel();
     });
-    print_ready(&addresses);
-    aggregator.run(shutdown).await.map_err(aggregator_failure)?;
+    aggregator.run(shutdown, || print_ready(&addresses)).await.map_err(aggregator_failure)?;
     tracing::info!("aggregator stopped");
     Ok(())
 }

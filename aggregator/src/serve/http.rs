@@ -30,7 +30,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use weir_schemas::Table;
 
-use super::metrics::{RequestLabels, ask_collector, merge};
+use super::metrics::{RequestLabels, ask_collector, merge, text_format};
 use super::values::{flat_batch, readable_batch, readable_schema};
 use super::{HttpConfig, Shared};
 use crate::sql::{Answer, Done, Door, ErrorKind, QueryError, Rows};
@@ -39,6 +39,7 @@ use crate::sql::{Answer, Done, Door, ErrorKind, QueryError, Rows};
 const BODY_BYTES: usize = 2 << 20;
 const JSON: &str = "application/json";
 const CSV: &str = "text/csv; charset=utf-8";
+const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const ARROW: &str = "application/vnd.apache.arrow.stream";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -374,7 +375,8 @@ fn derived(column: &str) -> Option<&'static str> {
     })
 }
 
-async fn metrics(State(door): State<Served>) -> Response {
+/// OpenMetrics to who asks for it (Prometheus does), else the older text format (`promtool check metrics`, people).
+async fn metrics(State(door): State<Served>, headers: HeaderMap) -> Response {
     if let Some(refresh) = door.shared.refresh.read().as_ref() {
         refresh();
     }
@@ -394,7 +396,12 @@ async fn metrics(State(door): State<Served>) -> Response {
         },
         None => String::new(),
     };
-    ([(header::CONTENT_TYPE, OPENMETRICS)], merge(&[&own, &collector])).into_response()
+    let page = merge(&[&own, &collector]);
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if accept.contains("application/openmetrics-text") {
+        return ([(header::CONTENT_TYPE, OPENMETRICS)], page).into_response();
+    }
+    ([(header::CONTENT_TYPE, TEXT_FORMAT)], text_format(&page)).into_response()
 }
 
 async fn readyz(State(door): State<Served>) -> Response {
@@ -406,7 +413,7 @@ async fn readyz(State(door): State<Served>) -> Response {
 
 async fn not_ready(shared: &Shared) -> Option<String> {
     if shared.engine.read().is_none() {
-        return Some("the store is not open".to_owned());
+        return Some(shared.closed());
     }
     let problem = shared.problem.read().as_ref().and_then(|problem| problem());
     if problem.is_some() {

@@ -93,6 +93,40 @@ pub(super) fn merge(expositions: &[&str]) -> String {
     merged
 }
 
+/// The same page in Prometheus' text format 0.0.4: there a counter's family has the name of its samples (`…_total`),
+/// and there are no units and no end mark.
+pub(super) fn text_format(openmetrics: &str) -> String {
+    let mut text = String::with_capacity(openmetrics.len());
+    // HELP stands before TYPE, which says what the name becomes
+    let mut help = None;
+    for line in openmetrics.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("HELP"), Some(family), words) => {
+                help = Some((family, words.unwrap_or_default()));
+            }
+            (Some("#"), Some("TYPE"), Some(family), Some(kind)) => {
+                let (suffix, kind) = match kind {
+                    "counter" => ("_total", "counter"),
+                    "info" => ("_info", "gauge"),
+                    "unknown" => ("", "untyped"),
+                    other => ("", other),
+                };
+                if let Some((_, words)) = help.take().filter(|(helped, _)| *helped == family) {
+                    text.push_str(&format!("# HELP {family}{suffix} {words}\n"));
+                }
+                text.push_str(&format!("# TYPE {family}{suffix} {kind}\n"));
+            }
+            (Some("#"), ..) => {}
+            _ => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,5 +141,16 @@ mod tests {
             "# HELP a A.\n# TYPE a counter\na_total 1\n# HELP b B.\n# TYPE b gauge\nb 2\n# EOF\n"
         );
         assert_eq!(merge(&[]), "# EOF\n");
+    }
+
+    #[test]
+    fn the_older_format_names_counters_by_their_samples() {
+        let page = "# HELP a Some a.\n# TYPE a counter\n# UNIT a bytes\na_total{x=\"1 2\"} 1\n# HELP b B.\n# TYPE b gauge\n\
+                    b 2\n# HELP i I.\n# TYPE i info\ni_info{v=\"1\"} 1\n# EOF\n";
+        assert_eq!(
+            text_format(page),
+            "# HELP a_total Some a.\n# TYPE a_total counter\na_total{x=\"1 2\"} 1\n# HELP b B.\n# TYPE b gauge\nb 2\n\
+             # HELP i_info I.\n# TYPE i_info gauge\ni_info{v=\"1\"} 1\n"
+        );
     }
 }

@@ -132,10 +132,14 @@ impl Shared {
         add(&mut self.registry.write());
     }
 
-    /// From now on queries are answered; `problem` says why weir is not ready all the same.
-    pub fn open(&self, engine: Arc<Engine>, problem: Problem, refresh: Refresh) {
+    /// From now on `problem` says why weir is not ready, and `refresh` is called before metrics are rendered.
+    pub fn watch(&self, problem: Problem, refresh: Refresh) {
         *self.problem.write() = Some(problem);
         *self.refresh.write() = Some(refresh);
+    }
+
+    /// From now on queries are answered.
+    pub fn open(&self, engine: Arc<Engine>) {
         *self.engine.write() = Some(engine);
     }
 
@@ -145,8 +149,14 @@ impl Shared {
     }
 
     pub(crate) fn engine(&self) -> Result<Arc<Engine>, QueryError> {
-        let not_ready = || QueryError::new(ErrorKind::NotReady, "not ready: the store is not open");
-        self.engine.read().clone().ok_or_else(not_ready)
+        let engine = self.engine.read().clone();
+        engine.ok_or_else(|| QueryError::new(ErrorKind::NotReady, format!("not ready: {}", self.closed())))
+    }
+
+    /// Why no queries are answered.
+    fn closed(&self) -> String {
+        let problem = self.problem.read().as_ref().and_then(|problem| problem());
+        problem.unwrap_or_else(|| "the store is not open".to_owned())
     }
 }
 

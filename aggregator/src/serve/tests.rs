@@ -39,7 +39,8 @@ async fn doors(sql: Option<SqlConfig>, postgres: PostgresConfig) -> Doors {
     SqlMetrics::default().register(&mut registry);
     let shared = Shared::new(registry, Some(folder.path().join("collect.sock")), true);
     if let Some(sql) = sql {
-        shared.open(engine_with(sql).await, Box::new(|| None), Box::new(|| {}));
+        shared.watch(Box::new(|| None), Box::new(|| {}));
+        shared.open(engine_with(sql).await);
     }
     let listeners =
         [TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap()];
@@ -556,7 +557,8 @@ async fn metrics_and_health_take_the_collector_in() {
     assert!(errors.contains("not ready: the store is not open"), "{errors}");
 
     let engine = engine_with(SqlConfig::default()).await;
-    doors.shared.open(engine, Box::new(|| None), Box::new(|| {}));
+    doors.shared.watch(Box::new(|| None), Box::new(|| {}));
+    doors.shared.open(engine);
     let reply = get(&doors, "/readyz").await;
     assert!(reply.status == 503 && reply.text().contains("collect.sock does not answer"), "{}", reply.text());
 

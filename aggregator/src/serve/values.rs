@@ -12,7 +12,7 @@ use datafusion::arrow::array::{
     Array, ArrayRef, AsArray, ListArray, RecordBatch, RecordBatchOptions, StringArray,
 };
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit};
+use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Schema, SchemaRef};
 use datafusion::arrow::error::ArrowError;
 use datafusion::arrow::json::WriterBuilder;
 use datafusion::arrow::json::writer::LineDelimited;
@@ -167,7 +167,25 @@ fn encode(
             let text = column.as_string_opt::<i32>().map_or("", |column| column.value(row));
             encoder.encode_field_with_type_and_format(&text, &Type::TEXT, format, options)
         }
+        // `500`, as PostgreSQL prints it, not `500.0`
+        None if *kind == Type::FLOAT8
+            && format == FieldFormat::Text
+            && column.data_type() == &DataType::Float64 =>
+        {
+            let text = float_text(column.as_primitive::<Float64Type>().value(row));
+            encoder.encode_field_with_type_and_format(&text.as_str(), &Type::TEXT, format, options)
+        }
         None => encode_value(encoder, column, row, field, wire),
+    }
+}
+
+/// The shortest digits that give the same number, never with an exponent: octets of a year are read by people.
+fn float_text(value: f64) -> String {
+    match value {
+        value if value.is_nan() => "NaN".to_owned(),
+        f64::INFINITY => "Infinity".to_owned(),
+        f64::NEG_INFINITY => "-Infinity".to_owned(),
+        value => value.to_string(),
     }
 }
 

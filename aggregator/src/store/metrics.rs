@@ -85,7 +85,7 @@ impl Default for StoreMetrics {
 impl StoreMetrics {
     /// Adds all of them to a registry whose prefix is `weir`.
     pub fn register(&self, registry: &mut Registry) {
-        let store = registry.sub_registry_with_prefix("store");
+        let store = registry.sub_registry_with_prefix("weir_store");
         store.register("rows_committed", "Rows committed, by table", self.rows.clone());
         store.register("commits", "Commits, by table", self.commits.clone());
         store.register(

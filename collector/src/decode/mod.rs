@@ -194,11 +194,14 @@ impl Decoder {
         });
         // whole rows only: of what failed half-way, what was appended goes
         let failed = result.is_err();
+        if failed {
+            out.all_mut().into_iter().for_each(Builder::rollback);
+        }
+        for gone in self.exporters.take_gone() {
+            self.let_go(gone, meta.received_us, out);
+        }
         let mut outcome = Outcome { sets_pending: self.netflow.waiting, ..Outcome::default() };
         for (builder, (n, before)) in out.all_mut().into_iter().zip(outcome.rows.iter_mut().zip(before)) {
-            if failed {
-                builder.rollback();
-            }
             *n = u32::try_from(builder.rows().saturating_sub(before)).unwrap_or(u32::MAX);
         }
         for (total, n) in self.counters.rows.iter_mut().zip(outcome.rows) {
@@ -213,9 +216,6 @@ impl Decoder {
                 outcome.rejected = Some(reason);
                 self.counters.rejected[reason.index()] += 1;
             }
-        }
-        for gone in self.exporters.take_gone() {
-            self.let_go(gone, meta.received_us, out);
         }
         outcome
     }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use weir_schemas::Table;
 
 use crate::batch::{Batcher, Closed, SizeRatios};
-use crate::decode::{DatagramMeta, Decoder};
+use crate::decode::{DatagramMeta, Decoder, RejectReason};
 use crate::metrics::{ExporterFeed, ShardStats};
 use crate::writer::Queue;
 use quarantine::Quarantine;
@@ -219,6 +219,9 @@ impl Work {
                 for (total, rows) in self.counts.rows.iter_mut().zip(outcome.rows) {
                     *total += u64::from(rows);
                 }
+                if outcome.rejected == Some(RejectReason::DecoderPanic) {
+                    self.report_panic(datagram.bytes, &meta);
+                }
             }
             Err(_) => self.panicked(datagram.bytes, &meta),
         }
@@ -232,16 +235,21 @@ impl Work {
             builder.rollback();
             *total = closed + builder.rows() as u64;
         }
-        let kept = self.parts.quarantine.keep(datagram, meta);
-        tracing::error!(
-            exporter = %meta.sender,
-            bytes = datagram.len(),
-            kept = matches!(kept, Ok(true)),
-            directory = %self.parts.quarantine.directory().display(),
-            "the decoder panicked on a datagram: please report it with the file"
-        );
-        if let Err(error) = kept {
-            tracing::warn!(%error, "cannot keep the datagram");
+        self.report_panic(datagram, meta);
+    }
+
+    /// Keeps the datagram for whoever mends the decoder.
+    fn report_panic(&mut self, datagram: &[u8], meta: &DatagramMeta) {
+        match self.parts.quarantine.keep(datagram, meta) {
+            Ok(true) => tracing::error!(
+                exporter = %meta.sender,
+                bytes = datagram.len(),
+                directory = %self.parts.quarantine.directory().display(),
+                "the decoder panicked on a datagram: please report it with the file"
+            ),
+            // enough are kept, and a sender may cause any number of them: the metric counts on
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "cannot keep a datagram that made the decoder panic"),
         }
     }
 

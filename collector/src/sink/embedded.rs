@@ -57,7 +57,10 @@ pub struct EmbeddedConfig {
     pub max_age_s: u64,
     /// Segments that the store does not contain yet are deleted too, and counted as lost, beyond this.
     pub max_uncommitted_bytes: u64,
+    /// When messages are made durable: `batch` (as soon as the writer has nothing more to append at once), `interval`
+    /// (every `fsync_interval_ms`), or `never` (when the operating system likes; a power loss may take stored rows).
     pub fsync: Fsync,
+    /// How often, where `fsync` is `interval`.
     pub fsync_interval_ms: u64,
 }
 

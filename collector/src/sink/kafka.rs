@@ -40,6 +40,7 @@ const LOOK: Duration = Duration::from_millis(2);
 pub struct KafkaSinkConfig {
     /// Brokers to ask first, `host:port`, separated by commas.
     pub bootstrap_servers: String,
+    /// The topic of the batches.
     pub topic: String,
     /// Creates the topic where it is absent; otherwise its absence is an error.
     pub create_topic: bool,

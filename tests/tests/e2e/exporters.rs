@@ -51,11 +51,8 @@ fn softflowd(setup: &Setup, weir: &Weir, capture: &std::path::Path, version: u8)
         "-n",
         &weir.addresses.udp[0].to_string(),
     ]);
-    command
-        .arg("-p")
-        .arg(setup.folder().join("softflowd.pid"))
-        .arg("-c")
-        .arg(setup.folder().join("softflowd.ctl"));
+    // No control socket: at the end of a capture softflowd 1.1.0 may wait for a connection to it for ever.
+    command.arg("-p").arg(setup.folder().join("softflowd.pid")).args(["-c", "none"]);
     let ended = run(&mut command, LONG);
     let said = ended.stderr.clone() + &ended.ok();
     Statistics::parse(&said).unwrap_or_else(|| panic!("softflowd gave no statistics:\n{said}"))
@@ -147,6 +144,8 @@ fn softflowd_ipfix() {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Relayed {
     datagrams: u64,
+    /// The highest sequence number; the first is 1.
+    sequence: u64,
     samples: u64,
     frame_bytes: u64,
 }
@@ -160,6 +159,7 @@ impl Relayed {
     fn add(&mut self, datagram: &[u8]) {
         assert_eq!((word(datagram, 0), word(datagram, 4)), (5, 1), "sFlow v5 of an IPv4 agent");
         self.datagrams += 1;
+        self.sequence = self.sequence.max(word(datagram, 16));
         let mut at = 28;
         for _ in 0..word(datagram, 24) {
             let (format, length) = (word(datagram, at), word(datagram, at + 4) as usize);
@@ -220,9 +220,11 @@ fn sfprobe_sflow() {
     run(Command::new(program("pmacctd")).arg("-f").arg(&config), LONG).ok();
     stop.store(true, Ordering::Relaxed);
     let sent = relayed.join().unwrap();
-    // The probe keeps its last, unfilled datagram to itself; all else it sends, with four bytes of checksum a frame.
+    // The probe sends as fast as it can: what the relay's socket had no room for is missing in the sequence. Besides,
+    // the probe keeps its last, unfilled datagram to itself; it counts four bytes of checksum a frame.
+    let lost = sent.sequence - sent.datagrams;
     let missing = truth.packets() - sent.samples;
-    assert!(missing < 10, "{sent:?} of {} packets", truth.packets());
+    assert!(sent.samples > 0 && missing < 10 * (lost + 1), "{sent:?} of {} packets", truth.packets());
     assert!(sent.frame_bytes <= truth.frame_bytes + 4 * truth.packets(), "{sent:?}");
 
     weir.until_numbers(
@@ -233,6 +235,7 @@ fn sfprobe_sflow() {
         weir.sql("select distinct proto_ver, exporter_addr, sender_addr, sampling_rate from flows"),
         [["sflow5", "192.0.2.7", "127.0.0.1", "1.0"]]
     );
+    weir.until_numbers("select sum(sequence_lost) from exporters", &[lost]);
     // Frame length = 14 bytes Ethernet + IP + 4 bytes checksum, row by row.
     let odd = "select count(*) from flows where bytes <> ip_bytes + 18 or ip_bytes is null";
     assert_eq!(weir.numbers(odd), [0]);

@@ -97,6 +97,7 @@ impl Default for ListenConfig {
 pub(crate) struct LoggingConfig {
     /// error, warn, info, debug, trace, or a filter such as `info,weir_collector=debug`.
     pub(crate) level: String,
+    /// `text`, or `json` for a log collector.
     pub(crate) format: LogFormat,
 }
 
@@ -117,6 +118,7 @@ pub(crate) enum LogFormat {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct LogConfig {
+    /// `embedded`, on this machine's disk, or `kafka`, where collectors and aggregators are many.
     pub(crate) kind: LogKind,
     pub(crate) embedded: EmbeddedConfig,
     pub(crate) kafka: KafkaSinkConfig,

@@ -8,12 +8,40 @@ use super::*;
 
 fn decode_all(decoder: &mut Decoder, out: &mut Batches, datagrams: &[Vec<u8>]) {
     for datagram in datagrams {
+        let before = rows(out);
         let outcome = decoder.decode(datagram, &sender(1), out);
         assert_ne!(outcome.rejected, Some(RejectReason::DecoderPanic), "{datagram:02x?}");
+        assert_told(&outcome, before, out);
     }
     for builder in out.all_mut() {
         builder.finish();
     }
+}
+
+/// What was appended is what the outcome says.
+fn assert_told(outcome: &Outcome, before: [usize; Table::ALL.len()], out: &mut Batches) {
+    for ((told, before), after) in outcome.rows.iter().zip(before).zip(rows(out)) {
+        assert_eq!(*told as usize, after - before, "{outcome:?}");
+    }
+}
+
+/// An exporter that makes room for another has a last row of statistics: it is counted like any other.
+#[test]
+fn the_last_statistics_of_an_exporter_are_in_the_ledger() {
+    let config = DecodeConfig { max_probation: 1, ..DecodeConfig::default() };
+    let mut decoder = Decoder::new(Arc::new(config), Arc::default());
+    let mut out = Batches::new();
+    let mut random = generator(5);
+    let datagram = v5_datagram(&mut random);
+    let mut stats = 0;
+    for from in [1, 1, 1, 2, 2, 3] {
+        let before = rows(&mut out);
+        let outcome = decoder.decode(&datagram, &sender(from), &mut out);
+        assert_told(&outcome, before, &mut out);
+        stats += outcome.rows[Table::ExporterStats as usize];
+    }
+    assert_eq!(stats, 2);
+    assert_eq!(decoder.counters().rows[Table::ExporterStats as usize], 2);
 }
 
 /// Valid datagrams with all kinds of sets.

@@ -1,6 +1,6 @@
 //! The client side: `weir sql` and `weir status` over HTTP.
 
-use std::io::{Cursor, IsTerminal, Read, Write};
+use std::io::{Cursor, Read, Write};
 use std::time::Duration;
 
 use arrow::ipc::reader::StreamReader;
@@ -127,9 +127,4 @@ fn error_text(bytes: &[u8]) -> String {
         error["message"].as_str().or(error.as_str()).map(str::to_owned)
     });
     message.unwrap_or(text)
-}
-
-/// True where a person reads what we print.
-pub(crate) fn stdout_is_terminal() -> bool {
-    std::io::stdout().is_terminal()
 }

@@ -19,7 +19,7 @@ const COLLECTOR_BYTES: u64 = 16 << 20;
 
 /// The route, as written in the router, and the status.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RequestLabels {
+pub(crate) struct RequestLabels {
     pub(super) route: &'static str,
     pub(super) status: u16,
 }

@@ -15,14 +15,14 @@ use super::engine::Door;
 
 /// The door and what came of the query: `ok` or the error's kind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct QueryLabels {
+pub(crate) struct QueryLabels {
     door: &'static str,
     outcome: &'static str,
 }
 
 /// The door alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct DoorLabels {
+pub(crate) struct DoorLabels {
     door: &'static str,
 }
 

@@ -330,7 +330,7 @@ const EXPORTER_COUNTERS: &[ExporterCounter] = &[
     ("weir_exporter_datagram_bytes", "Their payload.", |c| c.datagram_bytes),
     ("weir_exporter_flows", "Flow rows decoded.", |c| c.flows),
     ("weir_exporter_options_records", "Options records decoded.", |c| c.options_records),
-    ("weir_exporter_counter_samples", "Counter samples decoded.", |c| c.counter_samples),
+    ("weir_exporter_counters_received", "sFlow counter samples decoded.", |c| c.counter_samples),
     ("weir_exporter_templates", "Templates received, refreshes too.", |c| c.templates),
     ("weir_exporter_template_misses", "Data sets that came before their template.", |c| c.template_misses),
     ("weir_exporter_sets_replayed", "Of those, decoded when the template came.", |c| c.sets_replayed),

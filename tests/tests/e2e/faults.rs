@@ -94,22 +94,26 @@ impl Moments {
 
 /// Waits until the log's end is in SQL, and returns how many numbers there are; none twice, at least `floor`.
 fn assert_no_duplicate(weir: &Weir, floor: u64) -> u64 {
-    until(LONG, "the log's end in SQL", || {
+    let (counts, rollup, talkers) = until(LONG, "the log's end in SQL, at rest", || {
         let lag = weir.metrics().sum("weir_store_lag_offsets", &[]);
         let ledger = Ledger::read(&weir.metrics())?;
-        if lag == Some(0.0) && ledger.rows_in_flight == 0 {
-            Ok(())
+        if lag != Some(0.0) || ledger.rows_in_flight != 0 {
+            return Err(format!("{lag:?} {ledger}\n{}", weir.log()));
+        }
+        let counts = weir.numbers(COUNTS);
+        let rollup = weir.numbers("select sum(flows), sum(packets) from flows_1m");
+        let talkers = weir.numbers("select sum(flows) from top_talkers where dimension = 'conversation'");
+        // What waited in the sockets while nobody read them comes after a start.
+        if weir.numbers(COUNTS) == counts {
+            Ok((counts, rollup, talkers))
         } else {
-            Err(format!("{lag:?} {ledger}\n{}", weir.log()))
+            Err("rows come".to_owned())
         }
     });
-    let counts = weir.numbers(COUNTS);
     let [rows, distinct, odd] = counts[..] else { panic!("{counts:?}") };
     assert_eq!((rows, odd), (distinct, 0), "rows that are there twice, or odd");
     assert!(rows >= floor, "{rows} rows now, {floor} were shown before");
-    let rollup = weir.numbers("select sum(flows), sum(packets) from flows_1m");
     assert_eq!(rollup, [rows, rows], "the rollups");
-    let talkers = weir.numbers("select sum(flows) from top_talkers where dimension = 'conversation'");
     assert_eq!(talkers, [rows]);
     rows
 }

@@ -10,7 +10,6 @@ mod rows;
 mod target;
 
 use std::io;
-use std::process::ExitCode;
 
 /// Why a tool gave up.
 #[derive(Debug, thiserror::Error)]
@@ -27,15 +26,6 @@ pub(crate) enum ToolError {
 }
 
 impl ToolError {
-    /// The exit status that scripts rely on.
-    pub(crate) fn exit_code(&self) -> ExitCode {
-        match self {
-            ToolError::Usage(_) => ExitCode::from(2),
-            ToolError::Failed(_) => ExitCode::from(1),
-            ToolError::OutputClosed => ExitCode::SUCCESS,
-        }
-    }
-
     fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> ToolError {
         move |error| ToolError::Failed(format!("{what}: {error}"))
     }
@@ -45,19 +35,6 @@ impl ToolError {
         match error.kind() {
             io::ErrorKind::BrokenPipe => ToolError::OutputClosed,
             _ => ToolError::Failed(format!("writing the output: {error}")),
-        }
-    }
-}
-
-/// Runs a tool and reports how it ended, on stderr and as exit status.
-pub(crate) fn report(result: Result<(), ToolError>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            if !matches!(error, ToolError::OutputClosed) {
-                eprintln!("weir: {error}");
-            }
-            error.exit_code()
         }
     }
 }

@@ -133,7 +133,7 @@ fn batches(form: &Form, rows: usize) -> Result<Vec<RecordBatch>> {
             |random: &mut Random| Int32Array::from_iter_values((0..n).map(|_| (random.next() % 1000) as i32));
         columns.push(("src_port".to_owned(), Arc::new(ports(&mut random))));
         columns.push(("dst_port".to_owned(), Arc::new(ports(&mut random))));
-        let protocols = (0..n).map(|_| if random.next() % 4 == 0 { 17 } else { 6 });
+        let protocols = (0..n).map(|_| if random.next().is_multiple_of(4) { 17 } else { 6 });
         columns.push(("proto".to_owned(), Arc::new(Int16Array::from_iter_values(protocols))));
         let bytes = (0..n).map(|_| (random.next() % 100_000) as i64);
         columns.push(("bytes".to_owned(), Arc::new(Int64Array::from_iter_values(bytes))));

@@ -47,7 +47,7 @@ fn decode(criterion: &mut Criterion) {
                     .expect("the settings are within its limits");
                 bencher.iter(|| {
                     for datagram in &stream.datagrams {
-                        black_box(parser.parse_bytes(datagram));
+                        let _ = black_box(parser.parse_bytes(datagram));
                     }
                 });
             });

@@ -16,8 +16,7 @@ use crate::sink::Message;
 use crate::testing::{Memory, MemorySink};
 
 fn config() -> CollectorConfig {
-    let mut config = CollectorConfig::default();
-    config.name = Some("c1".into());
+    let mut config = CollectorConfig { name: Some("c1".into()), ..CollectorConfig::default() };
     config.listen.udp = vec!["127.0.0.1:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap()];
     config.receive = ReceiveConfig { shards: 2, buffer_bytes: 4 << 20, steer: Steer::Exporter };
     config.batch.max_age_ms = 50;

@@ -96,7 +96,7 @@ pub(super) fn compute(flows: &[RecordBatch]) -> Result<RecordBatch, ArrowError> 
             let rest = keep_largest(window);
             let at = window[0].0.window;
             let (largest, _) = window.split_at_mut(window.len().min(TOP_K));
-            largest.sort_unstable_by(|left, right| left.0.cmp(&right.0));
+            largest.sort_unstable_by_key(|(key, _)| *key);
             for (key, sum) in largest {
                 rows.push(Row { dimension, other: false, key: *key });
                 sums.push(*sum);

@@ -381,12 +381,28 @@ fn binary_value(bytes: &[u8], kind: &Type) -> Option<ScalarValue> {
 /// The type of a time parameter where none is known.
 #[cfg(test)]
 fn time_type() -> DataType {
+    use datafusion::arrow::datatypes::TimeUnit;
     DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn doubles_print_as_people_read_them() {
+        for (value, text) in [
+            (500.0, "500"),
+            (0.1, "0.1"),
+            (-2.5, "-2.5"),
+            (1e18, "1000000000000000000"),
+            (f64::NAN, "NaN"),
+            (f64::INFINITY, "Infinity"),
+            (f64::NEG_INFINITY, "-Infinity"),
+        ] {
+            assert_eq!(float_text(value), text);
+        }
+    }
 
     #[test]
     fn inet_has_postgres_binary_form() {

@@ -108,7 +108,7 @@ fn the_parts_of_ingestion() {
     for rollup in Rollup::ALL {
         let parts = timed(rollup.name(), rows, || rollup.compute(&flows).unwrap());
         let files = timed("  as Parquet", rows, || {
-            encode(&rollup.schema(), &[parts.clone()], "window_start", OPTIONS).unwrap()
+            encode(&rollup.schema(), std::slice::from_ref(&parts), "window_start", OPTIONS).unwrap()
         });
         let bytes: usize = files.iter().map(|file| file.bytes.len()).sum();
         eprintln!("{:<28} {} rows, {:.2} bytes/row", "", parts.num_rows(), bytes as f64 / rows as f64);

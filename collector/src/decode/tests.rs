@@ -184,7 +184,9 @@ fn ordinary_records(count: usize, random: &mut impl FnMut() -> u8) -> Vec<u8> {
             match id {
                 21 | 22 => out.extend((UPTIME_MS - 5_000).to_be_bytes()),
                 // one flow in 64 is ICMP
-                4 => out.push([6, 17, 1][if random() % 64 == 0 { 2 } else { usize::from(random() % 2) }]),
+                4 => out.push(
+                    [6, 17, 1][if random().is_multiple_of(64) { 2 } else { usize::from(random() % 2) }],
+                ),
                 _ => out.extend((0..*length).map(|_| random())),
             }
         }
@@ -244,7 +246,7 @@ fn v5_datagram(random: &mut impl FnMut() -> u8) -> Vec<u8> {
         let mut record: Vec<u8> = (0..48).map(|_| random()).collect();
         record[24..28].copy_from_slice(&(UPTIME_MS - 5_000).to_be_bytes());
         record[28..32].copy_from_slice(&(UPTIME_MS - 1_000).to_be_bytes());
-        record[38] = if random() % 2 == 0 { 6 } else { 17 };
+        record[38] = if random().is_multiple_of(2) { 6 } else { 17 };
         datagram.extend(record);
     }
     datagram

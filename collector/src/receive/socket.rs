@@ -463,9 +463,12 @@ impl Ring {
         };
         self.filled = received.min(RING_SLOTS);
         for (slot, header) in self.slots.iter_mut().zip(&headers).take(self.filled) {
+            // 64 bits wide with glibc, 32 with musl
+            #[allow(clippy::useless_conversion)]
+            let control_len = usize::try_from(header.msg_hdr.msg_controllen).unwrap_or(0).min(CONTROL_LEN);
             *slot = Slot {
                 len: usize::try_from(header.msg_len).unwrap_or(0).min(MAX_DATAGRAM),
-                control_len: usize::try_from(header.msg_hdr.msg_controllen).unwrap_or(0).min(CONTROL_LEN),
+                control_len,
                 flags: header.msg_hdr.msg_flags,
             };
         }

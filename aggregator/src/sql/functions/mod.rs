@@ -99,6 +99,9 @@ pub(crate) enum Returns {
     Last,
 }
 
+/// Replaces a call while the query is planned.
+type Simplify = fn(Vec<Expr>, &SimplifyContext) -> Result<ExprSimplifyResult>;
+
 /// A function of ours.
 #[derive(Debug)]
 pub(crate) struct Spec {
@@ -110,7 +113,7 @@ pub(crate) struct Spec {
     pub(crate) returns: Returns,
     pub(crate) volatility: Volatility,
     pub(crate) invoke: fn(&[ColumnarValue], usize) -> Result<ColumnarValue>,
-    pub(crate) simplify: Option<fn(Vec<Expr>, &SimplifyContext) -> Result<ExprSimplifyResult>>,
+    pub(crate) simplify: Option<Simplify>,
 }
 
 impl Spec {

@@ -8,7 +8,7 @@ use super::*;
 
 fn decode_all(decoder: &mut Decoder, out: &mut Batches, datagrams: &[Vec<u8>]) {
     for datagram in datagrams {
-        let before = rows(out);
+        let before = crate::decode::rows(out);
         let outcome = decoder.decode(datagram, &sender(1), out);
         assert_ne!(outcome.rejected, Some(RejectReason::DecoderPanic), "{datagram:02x?}");
         assert_told(&outcome, before, out);
@@ -20,7 +20,7 @@ fn decode_all(decoder: &mut Decoder, out: &mut Batches, datagrams: &[Vec<u8>]) {
 
 /// What was appended is what the outcome says.
 fn assert_told(outcome: &Outcome, before: [usize; Table::ALL.len()], out: &mut Batches) {
-    for ((told, before), after) in outcome.rows.iter().zip(before).zip(rows(out)) {
+    for ((told, before), after) in outcome.rows.iter().zip(before).zip(crate::decode::rows(out)) {
         assert_eq!(*told as usize, after - before, "{outcome:?}");
     }
 }
@@ -35,7 +35,7 @@ fn the_last_statistics_of_an_exporter_are_in_the_ledger() {
     let datagram = v5_datagram(&mut random);
     let mut stats = 0;
     for from in [1, 1, 1, 2, 2, 3] {
-        let before = rows(&mut out);
+        let before = crate::decode::rows(&mut out);
         let outcome = decoder.decode(&datagram, &sender(from), &mut out);
         assert_told(&outcome, before, &mut out);
         stats += outcome.rows[Table::ExporterStats as usize];

@@ -60,6 +60,9 @@ pub(crate) struct RoleArgs {
     /// Address of the PostgreSQL wire server.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) postgres: Option<SocketAddr>,
+    /// `--log`, for the roles that `run` starts.
+    #[arg(skip)]
+    pub(crate) log: Option<String>,
 }
 
 #[derive(Debug, Args)]

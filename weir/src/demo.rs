@@ -22,8 +22,15 @@ pub(crate) fn config(args: &DemoArgs) -> Result<Config, Failure> {
 }
 
 /// Runs until Ctrl-C, or for as long as `--duration` says.
-pub(crate) async fn run(args: DemoArgs, config: Config) -> Result<(), Failure> {
-    let role_args = RoleArgs { config: None, data_dir: None, listen: Vec::new(), http: None, postgres: None };
+pub(crate) async fn run(args: DemoArgs, config: Config, log: String) -> Result<(), Failure> {
+    let role_args = RoleArgs {
+        config: None,
+        data_dir: None,
+        listen: Vec::new(),
+        http: None,
+        postgres: None,
+        log: Some(log),
+    };
     let (rate, duration, data_dir) = (args.rate, args.duration, args.data_dir.display().to_string());
     let stop = async move {
         let end = async {

@@ -35,8 +35,9 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     let log = cli.log;
     match cli.command {
-        Command::Run(args) => {
+        Command::Run(mut args) => {
             let config = Config::for_role(&args)?;
+            args.log.clone_from(&log);
             start_logging(log.as_deref(), &config, "")?;
             block_on(roles::run(args, config, signals::shutdown(), |_| {}))
         }
@@ -53,8 +54,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Demo(args) => {
             let config = demo::config(&args)?;
-            start_logging(log.as_deref().or(Some("warn")), &config, "")?;
-            block_on(demo::run(args, config))
+            let log = log.unwrap_or_else(|| "warn".to_owned());
+            start_logging(Some(&log), &config, "")?;
+            block_on(demo::run(args, config, log))
         }
         Command::Sql(args) => block_on(client::sql(args)),
         Command::Status(args) => block_on(client::status(args)),

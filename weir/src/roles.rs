@@ -88,6 +88,9 @@ pub(crate) async fn run(
     };
     // The children read the same file and environment; what was typed is typed again for them.
     let mut arguments = Vec::new();
+    if let Some(log) = &args.log {
+        arguments.extend(["--log".to_owned(), log.clone()]);
+    }
     if let Some(path) = &args.config {
         arguments.extend(["--config".to_owned(), path.display().to_string()]);
     }

@@ -9,6 +9,8 @@ pub mod batch;
 pub mod collect;
 pub mod columns;
 pub mod decode;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod generate;
 pub mod metrics;
 pub mod pcap;
@@ -17,5 +19,7 @@ pub mod sink;
 pub mod state;
 pub mod writer;
 
+#[cfg(test)]
+mod documents;
 #[cfg(test)]
 mod testing;

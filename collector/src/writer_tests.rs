@@ -139,6 +139,7 @@ fn a_log_that_is_full_costs_nothing_until_the_backlog_is_and_recovers_by_itself(
     assert_balanced(&queue.counters());
 }
 
+/// Rule 23: what a full queue costs is a count of its own.
 #[test]
 fn pushing_never_waits_and_drops_the_oldest() {
     let queue = Queue::new(100 * 32 * 3);

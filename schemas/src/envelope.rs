@@ -2,14 +2,15 @@
 //! without opening it. On Kafka they are message headers; in the embedded log's frames they are the frame's header.
 
 use std::io::Cursor;
+use std::panic::catch_unwind;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::{max, min};
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::error::ArrowError;
-use arrow::ipc::CompressionType;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
+use arrow::ipc::{CompressionType, root_as_message};
 
 use crate::tables::{SCHEMA_VERSION, Table};
 
@@ -48,6 +49,8 @@ pub enum EnvelopeError {
     Rows { body: usize, header: u32 },
     #[error("the body is no Arrow IPC stream: {0}")]
     Arrow(#[from] ArrowError),
+    #[error("the body is damaged: {0}")]
+    Damaged(&'static str),
 }
 
 /// How the body's buffers are compressed.
@@ -147,8 +150,14 @@ pub fn encode_body(batch: &RecordBatch, compression: Compression) -> Result<Vec<
 }
 
 /// Reads a body back; it must hold one batch of as many rows as the envelope says.
+///
+/// The reader of the `arrow` crate trusts what it reads: it panics on types and lengths that cannot be, and asks for as
+/// much memory as the stream names. So the stream is looked through before, and a panic is an error.
 pub fn decode_body(envelope: &Envelope, body: &[u8]) -> Result<RecordBatch, EnvelopeError> {
-    let mut batches = StreamReader::try_new(Cursor::new(body), None)?.collect::<Result<Vec<_>, _>>()?;
+    check_lengths(body)?;
+    let read = || StreamReader::try_new(Cursor::new(body), None)?.collect::<Result<Vec<_>, _>>();
+    let read = catch_unwind(read).map_err(|_| EnvelopeError::Damaged("the Arrow reader panicked on it"))?;
+    let mut batches = read?;
     let (Some(batch), true) = (batches.pop(), batches.is_empty()) else {
         return Err(EnvelopeError::Batches(batches.len()));
     };
@@ -156,6 +165,53 @@ pub fn decode_body(envelope: &Envelope, body: &[u8]) -> Result<RecordBatch, Enve
         return Err(EnvelopeError::Rows { body: batch.num_rows(), header: envelope.rows });
     }
     Ok(batch)
+}
+
+/// The most that a buffer of a batch may say to have when decompressed, and all of them together.
+const MAX_DECOMPRESSED: u64 = 1 << 30;
+
+/// Goes through the messages of a stream: every length must lie within what is there, and what is compressed must not
+/// claim to be more than a batch can be.
+fn check_lengths(body: &[u8]) -> Result<(), EnvelopeError> {
+    const DAMAGED: EnvelopeError = EnvelopeError::Damaged("a length in it cannot be");
+    let mut rest = body;
+    let mut decompressed = 0_u64;
+    while let Some((head, after)) = rest.split_first_chunk::<4>() {
+        // a message begins with a mark and its length; before Arrow 0.15 there was no mark
+        let (head, after) = match *head {
+            [0xff, 0xff, 0xff, 0xff] => after.split_first_chunk::<4>().ok_or(DAMAGED)?,
+            _ => (head, after),
+        };
+        let length = usize::try_from(i32::from_le_bytes(*head)).map_err(|_| DAMAGED)?;
+        if length == 0 {
+            return Ok(());
+        }
+        let (message, after) = after.split_at_checked(length).ok_or(DAMAGED)?;
+        let message = root_as_message(message).map_err(|_| DAMAGED)?;
+        let length = usize::try_from(message.bodyLength()).map_err(|_| DAMAGED)?;
+        let (buffers, after) = after.split_at_checked(length).ok_or(DAMAGED)?;
+        rest = after;
+        let batch = message
+            .header_as_record_batch()
+            .or_else(|| message.header_as_dictionary_batch().and_then(|dictionary| dictionary.data()));
+        let Some(batch) = batch else { continue };
+        let compressed = batch.compression().is_some();
+        for buffer in batch.buffers().into_iter().flatten() {
+            let range = usize::try_from(buffer.offset()).ok().zip(usize::try_from(buffer.length()).ok());
+            let (offset, length) = range.ok_or(DAMAGED)?;
+            let end = offset.checked_add(length).ok_or(DAMAGED)?;
+            let bytes = buffers.get(offset..end).ok_or(DAMAGED)?;
+            // what is compressed begins with its length; -1 where it is not after all
+            if let (true, Some(length)) = (compressed, bytes.first_chunk::<8>()) {
+                let length = i64::from_le_bytes(*length);
+                decompressed = decompressed.saturating_add(u64::try_from(length.max(0)).unwrap_or(0));
+            }
+        }
+        if decompressed > MAX_DECOMPRESSED {
+            return Err(DAMAGED);
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -188,12 +244,31 @@ mod tests {
         assert_eq!(Envelope::from_headers(get).unwrap(), envelope);
     }
 
+    /// The `arrow` crate's reader panics on some of these, and for others it would ask for any amount of memory.
+    #[test]
+    fn damage_anywhere_is_an_error_or_another_batch() {
+        let batch = batch();
+        let envelope = Envelope::of(&batch, Table::Flows, "c1", 7, 42);
+        for compression in [Compression::None, Compression::Lz4] {
+            let body = encode_body(&batch, compression).unwrap();
+            let mut refused = 0;
+            for at in 0..body.len() {
+                for octet in [0, 0x7f, 0xff, body[at] ^ 1] {
+                    let mut damaged = body.clone();
+                    damaged[at] = octet;
+                    refused += usize::from(decode_body(&envelope, &damaged).is_err());
+                }
+            }
+            assert!(refused > 100, "{refused}");
+        }
+    }
+
     #[test]
     fn what_cannot_be_read_says_why() {
         let batch = batch();
         let mut envelope = Envelope::of(&batch, Table::Flows, "c1", 7, 42);
         let body = encode_body(&batch, Compression::Lz4).unwrap();
-        assert!(matches!(decode_body(&envelope, &body[..40]), Err(EnvelopeError::Arrow(_))));
+        assert!(matches!(decode_body(&envelope, &body[..40]), Err(EnvelopeError::Damaged(_))));
         envelope.rows = 4;
         assert!(matches!(decode_body(&envelope, &body), Err(EnvelopeError::Rows { body: 3, header: 4 })));
         envelope.schema_version = SCHEMA_VERSION + 1;

@@ -22,6 +22,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod netflow5;
 pub mod packets;
+pub mod pdml;
 pub mod wait;
 pub mod weir;
 

@@ -767,5 +767,7 @@ impl Frame {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod samples;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,8 @@ mod exporters;
 mod fixed;
 mod format;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod mapping;
 mod message;
 mod netflow;

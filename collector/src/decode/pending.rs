@@ -32,6 +32,11 @@ impl Pending {
         self.queues.is_empty()
     }
 
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Keeps a set. Where it makes the exporter's or all sets too many, older ones go, of the same exporter first, then
     /// of the one that has most: they are returned.
     pub(crate) fn push(&mut self, waiting: Waiting, config: &DecodeConfig) -> Vec<Waiting> {

@@ -79,6 +79,37 @@ pub(crate) fn rows(builder: &mut Builder) -> Vec<Map<String, Value>> {
     (0..batch.num_rows()).map(row).collect()
 }
 
+/// Where the random choices come from: octets of proptest, then zeros. So a failure shrinks to few and small choices.
+pub(crate) struct Choices<'a> {
+    octets: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Choices<'a> {
+    pub(crate) fn new(octets: &'a [u8]) -> Choices<'a> {
+        Choices { octets, at: 0 }
+    }
+
+    pub(crate) fn octet(&mut self) -> u8 {
+        self.at += 1;
+        self.octets.get(self.at - 1).copied().unwrap_or(0)
+    }
+
+    /// Less than `most`.
+    pub(crate) fn below(&mut self, most: usize) -> usize {
+        usize::from(u16::from_be_bytes([self.octet(), self.octet()])) % most.max(1)
+    }
+
+    pub(crate) fn octets(&mut self, count: usize) -> Vec<u8> {
+        (0..count).map(|_| self.octet()).collect()
+    }
+
+    /// One in `n`.
+    pub(crate) fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == n - 1
+    }
+}
+
 /// A case of the corpus.
 pub(crate) struct Case {
     pub(crate) name: String,

@@ -5,7 +5,10 @@ use serde_json::{Map, Value, json};
 use super::testing::{Case, corpus, differences, rows};
 use super::*;
 
+mod counting;
+mod elements;
 mod hostile;
+mod properties;
 mod rules;
 
 /// Decodes a case as `weir decode` does: rows in wire order, datagram by datagram.

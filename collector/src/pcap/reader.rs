@@ -12,7 +12,7 @@ use super::{CaptureError, Datagram, MAX_BLOCK_BYTES, MAX_INTERFACES, Stats};
 use weir_schemas::Address;
 
 /// Grows for longer blocks. Small in tests, so that they see it refilled and grown.
-const BUFFER_BYTES: usize = if cfg!(test) { 1 << 10 } else { 256 << 10 };
+const BUFFER_BYTES: usize = if cfg!(any(test, feature = "fuzzing")) { 1 << 10 } else { 256 << 10 };
 /// Microseconds a second.
 const SECOND: i128 = 1_000_000;
 

@@ -105,6 +105,7 @@ fn the_buffer_is_what_was_asked_for_or_what_is_said() {
     assert_eq!(socket.buffer_granted() * 2, socket.mem_info().unwrap().limit_bytes as usize);
 }
 
+/// Rule 23: what the kernel dropped is a count of its own, beside what the sequence numbers tell and the queues.
 #[test]
 fn drops_are_sent_less_received_exactly_also_when_the_sender_falls_silent() {
     for size in [100, 1_400] {

@@ -11,6 +11,7 @@ mod configuration;
 mod corpus;
 mod demo;
 mod deploy;
+mod differential;
 mod documents;
 mod exporters;
 mod faults;

@@ -1,4 +1,5 @@
 mod hostile;
+mod properties;
 
 use serde_json::{Map, Value, json};
 

@@ -241,7 +241,7 @@ fn sampled_header(node: &Node, row: &mut Row) {
         walk.extend(node.children.iter().rev());
     }
     for node in protocols {
-        let mut take = |row: &mut Row, pairs: &[(&str, &str)]| {
+        let take = |row: &mut Row, level: &str, pairs: &[(&str, &str)]| {
             for (field, column) in pairs {
                 if let Some(field) = node.child(field) {
                     row.entry(format!("{level}{column}")).or_insert(Value::Null);
@@ -251,7 +251,7 @@ fn sampled_header(node: &Node, row: &mut Row) {
         };
         match node.name.as_str() {
             "eth" if packets == 0 && labels.is_empty() => {
-                take(row, &[("eth.src", "src_mac"), ("eth.dst", "dst_mac")]);
+                take(row, level, &[("eth.src", "src_mac"), ("eth.dst", "dst_mac")]);
             }
             // a frame behind labels or a packet is in a tunnel
             "eth" => level = "inner_",
@@ -269,17 +269,25 @@ fn sampled_header(node: &Node, row: &mut Row) {
                 if packets > 2 || packets == 2 && row.contains_key("inner_src_addr") {
                     break;
                 }
-                take(row, &[("ip.src", "src_addr"), ("ip.dst", "dst_addr"), ("ip.proto", "ip_protocol")]);
-                take(row, &[("ipv6.src", "src_addr"), ("ipv6.dst", "dst_addr")]);
+                take(
+                    row,
+                    level,
+                    &[("ip.src", "src_addr"), ("ip.dst", "dst_addr"), ("ip.proto", "ip_protocol")],
+                );
+                take(row, level, &[("ipv6.src", "src_addr"), ("ipv6.dst", "dst_addr")]);
                 if level.is_empty() {
-                    take(row, &[("ip.dsfield", "tos"), ("ipv6.tclass", "tos"), ("ip.len", "ip_bytes")]);
-                    take(row, &[("ip.ttl", "ip_ttl"), ("ipv6.hlim", "ip_ttl")]);
+                    take(
+                        row,
+                        level,
+                        &[("ip.dsfield", "tos"), ("ipv6.tclass", "tos"), ("ip.len", "ip_bytes")],
+                    );
+                    take(row, level, &[("ip.ttl", "ip_ttl"), ("ipv6.hlim", "ip_ttl")]);
                 }
             }
             "tcp" | "udp" if packets <= 2 => {
                 let ports = [("tcp.srcport", "src_port"), ("tcp.dstport", "dst_port")];
-                take(row, &ports);
-                take(row, &[("udp.srcport", "src_port"), ("udp.dstport", "dst_port")]);
+                take(row, level, &ports);
+                take(row, level, &[("udp.srcport", "src_port"), ("udp.dstport", "dst_port")]);
             }
             _ => {}
         }

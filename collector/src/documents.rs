@@ -189,7 +189,7 @@ fn every_rule_has_a_test_that_names_it() {
     assert!(unknown.is_empty(), "{unknown:?}");
     let mut text = String::from(
         "# The rules of decoding\n\nWhat weir holds to, and the tests that show it. Made from the code: \
-         `WEIR_UPDATE_DOCS=1 cargo test --release -p weir-collector --lib documents` writes it anew.\n",
+         `WEIR_UPDATE_DOCS=1 cargo test --release -p weir-collector --lib document` writes it anew.\n",
     );
     let mut without = Vec::new();
     for (number, (section, rule)) in (1..).zip(RULES) {

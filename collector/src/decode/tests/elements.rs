@@ -93,7 +93,7 @@ fn every_element_with_a_column_is_documented() {
          where the dictionary has none; so is one that stands a second time in its template (`name[2]`), one that \
          lost against another of the same column, and a number that is too great for its column. Padding (IE 210) is \
          dropped. The fields of options records are in `options`, under their names. Made from the code: \
-         `WEIR_UPDATE_DOCS=1 cargo test --release -p weir-collector --lib elements` writes it anew.\n",
+         `WEIR_UPDATE_DOCS=1 cargo test --release -p weir-collector --lib document` writes it anew.\n",
     );
     let mut documented = 0;
     let mut table = |title: &str, elements: &mut dyn Iterator<Item = &Element>, space: Space| {

@@ -36,7 +36,8 @@ fn the_last_statistics_of_an_exporter_are_in_the_ledger() {
     let mut stats = 0;
     for from in [1, 1, 1, 2, 2, 3] {
         let before = crate::decode::rows(&mut out);
-        let outcome = decoder.decode(&datagram, &sender(from), &mut out);
+        let meta = DatagramMeta { sender: Address::v4([192, 0, 2, from]), ..sender(1) };
+        let outcome = decoder.decode(&datagram, &meta, &mut out);
         assert_told(&outcome, before, &mut out);
         stats += outcome.rows[Table::ExporterStats as usize];
     }

@@ -6,15 +6,18 @@
 
 pub mod admin;
 pub mod batch;
+mod cells;
 pub mod collect;
 pub mod columns;
 pub mod decode;
+pub mod explain;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod generate;
 pub mod metrics;
 pub mod pcap;
 pub mod receive;
+pub mod second_opinion;
 pub mod sink;
 pub mod state;
 pub mod writer;

@@ -54,13 +54,13 @@ pub(crate) fn write_value(out: &mut Vec<u8>, data_type: DataType, bytes: &[u8], 
             put(out, format_args!("{}", Address::v6(octets(bytes, 0))));
         }
         T::DateTimeSeconds if bytes.len() == 4 || bytes.len() == 8 => {
-            time(out, i64::try_from(unsigned(bytes)).unwrap_or(i64::MAX).saturating_mul(1_000_000), 0);
+            instant(out, i64::try_from(unsigned(bytes)).unwrap_or(i64::MAX).saturating_mul(1_000_000), 0);
         }
         T::DateTimeMilliseconds if bytes.len() == 8 => {
-            time(out, i64::try_from(unsigned(bytes)).unwrap_or(i64::MAX).saturating_mul(1_000), 3);
+            instant(out, i64::try_from(unsigned(bytes)).unwrap_or(i64::MAX).saturating_mul(1_000), 3);
         }
         T::DateTimeMicroseconds | T::DateTimeNanoseconds if bytes.len() == 8 => {
-            time(out, ntp_us(u32_at(bytes, 0), u32_at(bytes, 4), near_us), 6);
+            instant(out, ntp_us(u32_at(bytes, 0), u32_at(bytes, 4), near_us), 6);
         }
         T::BasicList => basic_list(out, bytes, near_us),
         _ => hex(out, bytes),
@@ -112,7 +112,7 @@ fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 /// RFC 3339 in UTC, with `digits` of the second's fraction.
-fn time(out: &mut Vec<u8>, us: i64, digits: usize) {
+pub(crate) fn instant(out: &mut Vec<u8>, us: i64, digits: usize) {
     let (seconds, micros) = (us.div_euclid(1_000_000), us.rem_euclid(1_000_000));
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let (year, month, day) = civil(days);

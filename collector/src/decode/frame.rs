@@ -100,7 +100,8 @@ pub(crate) struct Frame {
 }
 
 /// What comes next.
-enum Layer {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layer {
     Ethernet,
     EtherType(u16),
     Llc,
@@ -119,6 +120,12 @@ const END: Step<'static> = Some((Layer::Done, &[]));
 
 /// Walks the layers of a sampled header.
 pub(crate) fn parse(link: Link, bytes: &[u8]) -> Frame {
+    walk(link, bytes, |_, _, _| {})
+}
+
+/// The same; `each` gets every layer with the bytes from its first one, and what is known so far.
+#[inline(always)]
+pub(crate) fn walk(link: Link, bytes: &[u8], mut each: impl FnMut(Layer, &[u8], &Frame)) -> Frame {
     let mut frame = Frame::default();
     let mut layer = match link {
         Link::Ethernet => Layer::Ethernet,
@@ -129,6 +136,7 @@ pub(crate) fn parse(link: Link, bytes: &[u8]) -> Frame {
     };
     let mut rest = bytes;
     for _ in 0..MAX_LAYERS {
+        each(layer, rest, &frame);
         let step = match layer {
             Layer::Ethernet => frame.ethernet(rest),
             Layer::EtherType(kind) => frame.ether_type(kind, rest),

@@ -3,33 +3,33 @@
 //! A [`Decoder`] belongs to one shard. It looks at the version, and hands the datagram to the decoder of its protocol,
 //! which writes straight into the open [`Batches`].
 
-mod compile;
+pub(crate) mod compile;
 mod config;
 mod exporters;
-mod fixed;
-mod format;
-mod frame;
+pub(crate) mod fixed;
+pub(crate) mod format;
+pub(crate) mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod mapping;
-mod message;
-mod netflow;
+pub(crate) mod mapping;
+pub(crate) mod message;
+pub(crate) mod netflow;
 mod options;
 mod pending;
-mod records;
+pub(crate) mod records;
 mod reject;
-mod run;
+pub(crate) mod run;
 mod sampling;
 mod sequence;
-mod sflow;
+pub(crate) mod sflow;
 mod shared;
 mod stats;
-mod template;
+pub(crate) mod template;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-mod wire;
+pub(crate) mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -176,6 +176,12 @@ impl Decoder {
         &self.exporters
     }
 
+    /// What the NetFlow and IPFIX decoders did with the sets of the last datagram; from now on they keep what waited, too.
+    pub(crate) fn trace(&mut self) -> &mut Netflow {
+        self.netflow.trace = true;
+        &mut self.netflow
+    }
+
     /// In which order the rows of the last datagram went to `flows` and `nat_events`: runs of rows of one table.
     pub fn row_order(&self) -> &[(Table, u32)] {
         &self.netflow.order
@@ -186,12 +192,13 @@ impl Decoder {
         let before = rows(out);
         self.counters.datagrams += 1;
         self.counters.datagram_bytes += datagram.len() as u64;
-        self.netflow.order.clear();
-        self.netflow.waiting = 0;
+        self.netflow.begin();
         // a mistake of ours costs one datagram: what it left half done is taken back below
         let result = catch_unwind(AssertUnwindSafe(|| self.dispatch(datagram, meta, out)));
         let result = result.unwrap_or_else(|_| {
+            let trace = self.netflow.trace;
             self.netflow = Netflow::default();
+            self.netflow.trace = trace;
             Err(RejectReason::DecoderPanic)
         });
         // whole rows only: of what failed half-way, what was appended goes
@@ -285,7 +292,7 @@ impl Decoder {
             let Some(state) = self.exporters.find_mut(set.key) else { continue };
             let Some(mut netflow) = state.netflow.take() else { continue };
             let replayed = netflow.lookup.as_mut().is_some_and(|lookup| {
-                self.netflow.replay(&set, state, lookup, &self.config, &self.shared, out)
+                self.netflow.replay(&set, state, lookup, &self.config, &self.shared, out).is_some()
             });
             state.netflow = Some(netflow);
             if replayed {

@@ -14,7 +14,7 @@ use super::options::run_options;
 use super::pending::{Pending, Waiting};
 use super::records::Fixed;
 use super::reject::RejectReason;
-use super::run::{Scratch, SetContext, run_records, run_set};
+use super::run::{Scratch, SetContext, SetOutcome, run_records, run_set};
 use super::sampling::{Learned, View};
 use super::sequence::{Sequence, Step};
 use super::shared::{Defined, DomainKey, Lookup, SharedState};
@@ -42,13 +42,25 @@ struct SessionState {
     last_us: i64,
 }
 
-/// A data set of the datagram in hand.
+/// A data set of the datagram in hand, or of the last one: kept until the next for whoever explains it.
 #[derive(Debug)]
-struct Work {
-    template: u16,
-    start: usize,
-    end: usize,
-    plan: Option<SharedPlan>,
+pub(crate) struct Work {
+    pub(crate) template: u16,
+    /// Where its content lies in the sets of the message.
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) plan: Option<SharedPlan>,
+    /// The template stands after it in the same datagram.
+    pub(crate) late: bool,
+    pub(crate) outcome: SetOutcome,
+}
+
+/// A set that waited and was decoded with the datagram in hand.
+#[derive(Debug)]
+pub(crate) struct Replayed {
+    pub(crate) set: Waiting,
+    pub(crate) plan: SharedPlan,
+    pub(crate) outcome: SetOutcome,
 }
 
 /// What the decoders of this family keep from datagram to datagram.
@@ -56,13 +68,28 @@ struct Work {
 pub(crate) struct Netflow {
     pub(crate) pending: Pending,
     scratch: Scratch,
-    work: Vec<Work>,
+    pub(crate) work: Vec<Work>,
+    /// Somebody wants to know what became of the sets: sets that waited are kept in `replayed`.
+    pub(crate) trace: bool,
+    pub(crate) replayed: Vec<Replayed>,
+    /// The exporter's templates were forgotten with this datagram (rule 12).
+    pub(crate) restarted: bool,
     defined: Vec<u16>,
     learned: Vec<Learned>,
     /// Sets of the last datagram that wait for their template.
     pub(crate) waiting: u32,
     /// In which order rows went to `flows` and `nat_events`.
     pub(crate) order: Vec<(Table, u32)>,
+}
+
+impl Netflow {
+    /// Forgets what became of the last datagram.
+    pub(crate) fn begin(&mut self) {
+        self.order.clear();
+        self.work.clear();
+        self.replayed.clear();
+        (self.waiting, self.restarted) = (0, false);
+    }
 }
 
 /// The rest of the decoder.
@@ -234,6 +261,7 @@ impl Netflow {
         let restarted = message
             .uptime_ms
             .is_some_and(|uptime| session.restarted(uptime, message.export_us, message.sequence));
+        self.restarted = restarted;
         if restarted {
             shared.forget(&lookup.domain, meta.sender_port);
             events.add(state, meta.received_us, Event::Restart, None, String::new);
@@ -255,7 +283,6 @@ impl Netflow {
             exporters.establish(key, config);
         }
         let useful = !self.work.is_empty() || !self.defined.is_empty();
-        self.work.clear();
         match rejects.first {
             Some(reason) if !useful => Err(reason),
             _ => Ok(rejects.count),
@@ -265,7 +292,6 @@ impl Netflow {
     /// The first pass: templates, and which one each data set has.
     fn templates(&mut self, pass: &mut Pass<'_, '_>) -> Rejects {
         let mut rejects = Rejects::default();
-        self.work.clear();
         self.defined.clear();
         let (port, now_us) = (pass.meta.sender_port, pass.meta.received_us);
         let mut fields = 0;
@@ -285,7 +311,9 @@ impl Netflow {
                 Set::Data(template, content) => {
                     let end = sets.walked();
                     let plan = pass.lookup.plan(port, template, pass.shared);
-                    self.work.push(Work { template, start: end - content.len(), end, plan });
+                    let start = end - content.len();
+                    let outcome = SetOutcome::default();
+                    self.work.push(Work { template, start, end, plan, late: false, outcome });
                 }
                 Set::Reserved(_) => {}
                 Set::Bad => rejects.add(RejectReason::BadSetLength, pass.counters),
@@ -294,7 +322,8 @@ impl Netflow {
         for work in self.work.iter_mut().filter(|work| work.plan.is_none()) {
             pass.state.counters.template_misses += 1;
             work.plan = pass.lookup.plan(port, work.template, pass.shared);
-            pass.state.counters.sets_replayed += u64::from(work.plan.is_some());
+            work.late = work.plan.is_some();
+            pass.state.counters.sets_replayed += u64::from(work.late);
         }
         if !self.defined.is_empty() {
             pass.state.last_seen_us = pass.state.last_seen_us.max(now_us);
@@ -310,12 +339,13 @@ impl Netflow {
         let (mut units, mut known) = (0_u32, rejects.first != Some(RejectReason::BadSetLength));
         let mut view = pass.lookup.view(port, pass.shared, across);
         self.learned.clear();
-        for work in &self.work {
+        for work in &mut self.work {
             let Some(plan) = work.plan.as_ref().filter(|plan| plan.is_options()) else { continue };
             let content = pass.message.sets.get(work.start..work.end).unwrap_or_default();
             let context =
                 context(pass.message, pass.meta, &view, pass.config, &pass.state.config, work.template);
             let outcome = run_options(plan, content, &context, &mut out.options, &mut self.learned);
+            work.outcome = outcome;
             units = units.wrapping_add(outcome.records);
             pass.state.counters.options_records += u64::from(outcome.records);
             if outcome.truncated || outcome.records == 0 && !content.is_empty() {
@@ -340,12 +370,15 @@ impl Netflow {
             let key = pass.state.key;
             let ready = |set: &Waiting| set.port == port && defined.contains(&set.template);
             for set in self.pending.take(key, ready) {
-                self.replay(&set, pass.state, pass.lookup, pass.config, pass.shared, out);
+                let replayed = self.replay(&set, pass.state, pass.lookup, pass.config, pass.shared, out);
+                if let Some((plan, outcome)) = replayed.filter(|_| self.trace) {
+                    self.replayed.push(Replayed { set, plan, outcome });
+                }
             }
             self.defined = defined;
         }
-        let work = std::mem::take(&mut self.work);
-        for work in &work {
+        let mut work = std::mem::take(&mut self.work);
+        for work in &mut work {
             let content = pass.message.sets.get(work.start..work.end).unwrap_or_default();
             let Some(plan) = &work.plan else {
                 known = false;
@@ -363,6 +396,7 @@ impl Netflow {
                 (Table::Flows, &mut out.flows)
             };
             let outcome = run_set(plan, content, &context, builder, &mut self.scratch);
+            work.outcome = outcome;
             units = units.wrapping_add(outcome.records);
             pass.state.counters.flows += u64::from(outcome.rows);
             self.ordered(table, outcome.rows);
@@ -398,7 +432,7 @@ impl Netflow {
         }
     }
 
-    /// Decodes a set that waited, with its own times. False where the template is still not there.
+    /// Decodes a set that waited, with its own times. None where the template is still not there.
     pub(crate) fn replay(
         &mut self,
         set: &Waiting,
@@ -407,8 +441,8 @@ impl Netflow {
         config: &DecodeConfig,
         shared: &SharedState,
         out: &mut Batches,
-    ) -> bool {
-        let Some(plan) = lookup.plan(set.port, set.template, shared) else { return false };
+    ) -> Option<(SharedPlan, SetOutcome)> {
+        let plan = lookup.plan(set.port, set.template, shared)?;
         let view = lookup.view(set.port, shared, state.config.sampling_across_domains);
         let context = SetContext {
             protocol: set.key.protocol,
@@ -430,7 +464,7 @@ impl Netflow {
             state.counters.options_records += u64::from(outcome.records);
             let wide = state.config.ignore_option_scope;
             shared.learn(&lookup.domain, set.port, &learned, wide, set.received_us, config);
-            return true;
+            return Some((plan, outcome));
         }
         let (table, builder) = if plan.events {
             (Table::NatEvents, &mut out.nat_events)
@@ -440,7 +474,7 @@ impl Netflow {
         let outcome = run_set(&plan, &set.data, &context, builder, &mut self.scratch);
         state.counters.flows += u64::from(outcome.rows);
         self.ordered(table, outcome.rows);
-        true
+        Some((plan, outcome))
     }
 }
 

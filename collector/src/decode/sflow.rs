@@ -21,9 +21,9 @@
 
 #![cfg_attr(not(test), warn(clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
-mod counters;
-mod formats;
-mod records;
+pub(crate) mod counters;
+pub(crate) mod formats;
+pub(crate) mod records;
 mod sequence;
 mod state;
 mod xdr;

@@ -116,37 +116,33 @@ pub(crate) enum SetKind {
 /// that cannot be, because nobody knows where the next would begin.
 pub(crate) fn parse_set(kind: SetKind, set: &[u8], max_fields: usize, mut each: impl FnMut(Definition)) {
     let mut rest = set;
-    loop {
-        // RFC 7011 §3.3.1: what is shorter than a record is padding. Zeros are too: no template has the id 0.
-        let shortest = if kind == SetKind::IpfixTemplate || kind == SetKind::V9Template { 4 } else { 6 };
-        let id = u16_at(rest, 0);
-        if rest.len() < shortest {
-            // a withdrawal of an options template has four octets
-            if kind == SetKind::IpfixOptions && rest.len() >= 4 && id >= 2 && u16_at(rest, 2) == 0 {
-                each(Definition::Withdrawal(id));
-            }
-            return;
-        }
-        if id == 0 {
-            return;
-        }
-        let parsed = match kind {
-            SetKind::V9Template => v9_template(rest, max_fields),
-            SetKind::V9Options => v9_options(rest, max_fields),
-            SetKind::IpfixTemplate => ipfix(rest, false, max_fields),
-            SetKind::IpfixOptions => ipfix(rest, true, max_fields),
-        };
-        match parsed {
-            Ok((definition, length)) => {
-                each(definition);
-                rest = rest.get(length..).unwrap_or_default();
-            }
-            Err(reason) => {
-                each(Definition::Bad(reason));
-                return;
-            }
-        }
+    while let Some((definition, length)) = next_definition(kind, rest, max_fields) {
+        each(definition);
+        rest = rest.get(length..).unwrap_or_default();
     }
+}
+
+/// The next definition of a template set and its octets (all there are, of one that cannot be); None where the rest is
+/// padding.
+pub(crate) fn next_definition(kind: SetKind, rest: &[u8], max_fields: usize) -> Option<(Definition, usize)> {
+    // RFC 7011 §3.3.1: what is shorter than a record is padding. Zeros are too: no template has the id 0.
+    let shortest = if kind == SetKind::IpfixTemplate || kind == SetKind::V9Template { 4 } else { 6 };
+    let id = u16_at(rest, 0);
+    if rest.len() < shortest {
+        // a withdrawal of an options template has four octets
+        let withdrawal = kind == SetKind::IpfixOptions && rest.len() >= 4 && id >= 2 && u16_at(rest, 2) == 0;
+        return withdrawal.then_some((Definition::Withdrawal(id), 4));
+    }
+    if id == 0 {
+        return None;
+    }
+    let parsed = match kind {
+        SetKind::V9Template => v9_template(rest, max_fields),
+        SetKind::V9Options => v9_options(rest, max_fields),
+        SetKind::IpfixTemplate => ipfix(rest, false, max_fields),
+        SetKind::IpfixOptions => ipfix(rest, true, max_fields),
+    };
+    Some(parsed.unwrap_or_else(|reason| (Definition::Bad(reason), rest.len())))
 }
 
 type Parsed = Result<(Definition, usize), RejectReason>;

@@ -1,4 +1,8 @@
-//! `weir decode`: the records of a capture as JSON lines, CSV or Arrow.
+//! `weir decode`: the records of a capture as JSON lines, CSV or Arrow; explained field by field (`--explain`), or compared
+//! with a second decoder (`--second-opinion`).
+
+mod explain;
+mod second_opinion;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -10,6 +14,7 @@ use arrow::compute::cast;
 use arrow::ipc::writer::StreamWriter;
 use clap::{Args, ValueEnum};
 use weir_collector::decode::{Batches, DatagramMeta, DecodeConfig, Decoder, RejectReason, SharedState};
+use weir_collector::pcap::Datagram;
 use weir_schemas::Table;
 
 use super::ToolError;
@@ -24,7 +29,10 @@ const SECOND_US: i64 = 1_000_000;
 /// What `--format` can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// One JSON object a record, in wire order, all tables.
+    /// For people: `--explain` and `--second-opinion` only, where it is the default.
+    Text,
+    /// One JSON object a record (`--explain`: a datagram; `--second-opinion`: a difference), in wire order, all tables.
+    /// The default.
     Jsonl,
     /// One table, with a header line and all its columns.
     Csv,
@@ -40,8 +48,18 @@ pub(crate) struct DecodeArgs {
     pub(crate) file: String,
 
     /// What to print
-    #[arg(long, value_enum, default_value_t = Format::Jsonl)]
-    pub(crate) format: Format,
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Format>,
+
+    /// Print every datagram field by field: offset, octets, element, value, column and the rule that was applied, then
+    /// the rows that came of it
+    #[arg(long, conflicts_with_all = ["second_opinion", "table", "stats"])]
+    pub(crate) explain: bool,
+
+    /// Decode by netflow_parser, too, and print every difference: exit status 0 where there is none or each has its
+    /// explanation, 1 where one has none. NetFlow v5, v7, v9 and IPFIX; netflow_parser knows no sFlow
+    #[arg(long, conflicts_with_all = ["table", "stats"])]
+    pub(crate) second_opinion: bool,
 
     /// Only this table (csv and arrow: `flows` unless given): flows, nat_events, discards, interface_counters,
     /// options, exporter_stats, exporter_events
@@ -74,18 +92,21 @@ fn parse_table(name: &str) -> Result<Table, String> {
 
 /// Runs the command.
 pub(crate) fn run(args: &DecodeArgs) -> Result<(), ToolError> {
-    let mut input = Input::open(&args.file)?;
-    let out: Box<dyn Write> = match &args.output {
-        None => Box::new(io::stdout().lock()),
-        Some(path) => {
-            let failed = ToolError::failed(format!("cannot write {}", path.display()));
-            Box::new(BufWriter::new(File::create(path).map_err(failed)?))
+    if args.explain || args.second_opinion {
+        if matches!(args.format, Some(Format::Csv | Format::Arrow)) {
+            let message = "--explain and --second-opinion print text or jsonl (--format)";
+            return Err(ToolError::Usage(message.into()));
         }
-    };
+        return if args.explain { explain::run(args) } else { second_opinion::run(args) };
+    }
+    if args.format == Some(Format::Text) {
+        let message = "--format text is for --explain and --second-opinion; records are jsonl, csv or arrow";
+        return Err(ToolError::Usage(message.into()));
+    }
+    let mut input = Input::open(&args.file)?;
+    let out = output(args)?;
     let mut printer = Printer::new(args, out)?;
-    // a capture may be years old: times are printed as the exporter gave them
-    let config = DecodeConfig { clock_check: false, ..DecodeConfig::default() };
-    let mut decoder = Decoder::new(Arc::new(config), Arc::new(SharedState::new()));
+    let mut decoder = Decoder::new(Arc::new(decode_config()), Arc::new(SharedState::new()));
     let mut seen = Seen::default();
     let ended = decode_all(args, &mut input, &mut decoder, &mut printer, &mut seen);
     input.finish();
@@ -103,6 +124,32 @@ struct Seen {
     /// UDP datagrams of other protocols.
     other: u64,
     sets_pending: u64,
+}
+
+/// Where the output goes.
+fn output(args: &DecodeArgs) -> Result<Box<dyn Write>, ToolError> {
+    Ok(match &args.output {
+        None => Box::new(io::stdout().lock()),
+        Some(path) => {
+            let failed = ToolError::failed(format!("cannot write {}", path.display()));
+            Box::new(BufWriter::new(File::create(path).map_err(failed)?))
+        }
+    })
+}
+
+/// A capture may be years old: times are printed as the exporter gave them.
+fn decode_config() -> DecodeConfig {
+    DecodeConfig { clock_check: false, ..DecodeConfig::default() }
+}
+
+/// Where and when a datagram came in.
+fn meta_of(datagram: &Datagram<'_>) -> DatagramMeta {
+    DatagramMeta {
+        sender: datagram.src,
+        sender_port: datagram.src_port,
+        local_port: datagram.dst_port,
+        received_us: datagram.time_us,
+    }
 }
 
 fn decode_all(
@@ -125,12 +172,7 @@ fn decode_all(
             seen.other += 1;
             continue;
         }
-        let meta = DatagramMeta {
-            sender: datagram.src,
-            sender_port: datagram.src_port,
-            local_port: datagram.dst_port,
-            received_us: datagram.time_us,
-        };
+        let meta = meta_of(&datagram);
         let before = rows_of(&mut batches);
         let outcome = decoder.decode(datagram.payload, &meta, &mut batches);
         seen.sets_pending += u64::from(outcome.sets_pending);
@@ -166,9 +208,10 @@ struct Printer {
 
 impl Printer {
     fn new(args: &DecodeArgs, mut out: Box<dyn Write>) -> Result<Printer, ToolError> {
-        let one = match (args.table, args.format) {
+        let format = args.format.unwrap_or(Format::Jsonl);
+        let one = match (args.table, format) {
             (Some(table), _) => Some(table),
-            (None, Format::Jsonl) => None,
+            (None, Format::Jsonl | Format::Text) => None,
             (None, Format::Csv | Format::Arrow) => Some(Table::Flows),
         };
         let is_stats = |table: Table| matches!(table, Table::ExporterStats | Table::ExporterEvents);
@@ -176,7 +219,7 @@ impl Printer {
             Some(one) => table == one,
             None => args.stats || !is_stats(table),
         });
-        let sink = match args.format {
+        let sink = match format {
             Format::Arrow => {
                 let table = one.unwrap_or(Table::Flows);
                 let writer = StreamWriter::try_new(out, &table.sql_schema());

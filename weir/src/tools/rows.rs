@@ -350,7 +350,7 @@ fn write_ip(octets: &[u8], out: &mut Vec<u8>) {
 }
 
 /// RFC 3339 in UTC: `2026-11-23T09:30:00.123456Z`. Civil date of a day number as in the proleptic Gregorian calendar.
-fn write_instant(us: i64, out: &mut Vec<u8>) {
+pub(super) fn write_instant(us: i64, out: &mut Vec<u8>) {
     let (days, in_day) = (us.div_euclid(86_400_000_000), us.rem_euclid(86_400_000_000));
     // years begin in March, so that the leap day is the last of them; eras have 400 years, 146,097 days
     let shifted = days + 719_468;

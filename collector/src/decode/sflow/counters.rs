@@ -10,7 +10,7 @@ use crate::columns::Builder;
 use crate::decode::exporters::ExporterState;
 
 /// Records of one counter sample that are looked at; hosts send some twenty.
-const MAX_RECORDS: usize = 32;
+pub(crate) const MAX_RECORDS: usize = 32;
 
 impl Datagram<'_> {
     /// A counter sample; None where it is not worth a row.

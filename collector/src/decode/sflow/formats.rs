@@ -10,7 +10,7 @@ use crate::columns::Maps;
 
 /// What a field holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Type {
+pub(crate) enum Type {
     U32,
     U64,
     I32,
@@ -27,9 +27,10 @@ pub(super) enum Type {
     Lanes,
 }
 
-pub(super) struct Field {
-    name: &'static str,
-    kind: Type,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Field {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Type,
 }
 
 /// `name: Type` and the like, comma-separated; a bare name is a 32-bit number.
@@ -71,7 +72,7 @@ const SOCKET6: &[Field] = fields![
 ];
 
 /// Flow records that have no columns of their own.
-pub(super) fn flow(format: u32) -> Option<&'static [Field]> {
+pub(crate) fn flow(format: u32) -> Option<&'static [Field]> {
     Some(match format {
         1008 => fields!["mpls_tunnel.lsp_name": Text, "mpls_tunnel.id", "mpls_tunnel.cos"],
         1009 => fields!["mpls_vc.instance_name": Text, "mpls_vc.vll_vc_id", "mpls_vc.label_cos"],
@@ -333,7 +334,7 @@ const BROADCOM_TABLES: &[Field] = fields![
 ];
 
 /// Counter records other than the generic interface counters.
-pub(super) fn counter(format: u32) -> Option<&'static [Field]> {
+pub(crate) fn counter(format: u32) -> Option<&'static [Field]> {
     const NVML: u32 = vendor(5703, 1);
     const BROADCOM: u32 = vendor(4413, 3);
     Some(match format {

@@ -10,7 +10,7 @@ use crate::columns::Builder;
 use crate::decode::frame::{self, Frame, Link};
 
 /// Records of one flow sample that are looked at; agents send three or four, hosts ten.
-const MAX_RECORDS: usize = 16;
+pub(crate) const MAX_RECORDS: usize = 16;
 /// Items of a label or tag stack that are kept.
 const MAX_STACK: usize = 64;
 /// Bytes of an unknown record that are kept in `extra`.

@@ -33,10 +33,12 @@ fn decode(path: &Path, format: Format, table: Option<Table>) -> Vec<u8> {
     let output = path.with_extension("out");
     let args = DecodeArgs {
         file: path.display().to_string(),
-        format,
+        format: Some(format),
         table,
         port: None,
         stats: false,
+        explain: false,
+        second_opinion: false,
         output: Some(output.clone()),
         quiet: true,
     };
@@ -129,10 +131,12 @@ fn a_cut_capture_gives_its_beginning_and_fails() {
     let output = folder.path().join("cut.out");
     let args = DecodeArgs {
         file: path.display().to_string(),
-        format: Format::Jsonl,
+        format: Some(Format::Jsonl),
         table: None,
         port: None,
         stats: false,
+        explain: false,
+        second_opinion: false,
         output: Some(output.clone()),
         quiet: true,
     };
@@ -140,4 +144,75 @@ fn a_cut_capture_gives_its_beginning_and_fails() {
     assert!(error.to_string().contains("is cut off in frame"), "{error}");
     let cut = std::fs::read(output).unwrap();
     assert!(cut.len() > whole.len() / 2 && whole.starts_with(&cut));
+}
+
+/// Arguments for a mode.
+fn mode(path: &Path, format: Option<Format>, explain: bool) -> DecodeArgs {
+    DecodeArgs {
+        file: path.display().to_string(),
+        format,
+        table: None,
+        port: None,
+        stats: false,
+        explain,
+        second_opinion: !explain,
+        output: Some(path.with_extension("out")),
+        quiet: true,
+    }
+}
+
+#[test]
+fn explanations_have_every_datagram_and_every_octet() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("generated.pcap");
+    let want = capture(&path, 2_000);
+    let datagrams: u64 = want.values().map(|totals| totals.datagrams).sum();
+    let args = mode(&path, Some(Format::Jsonl), true);
+    run(&args).unwrap();
+    let text = std::fs::read_to_string(args.output.as_ref().unwrap()).unwrap();
+    let mut rows = 0;
+    for line in text.lines() {
+        let datagram: serde_json::Value = serde_json::from_str(line).unwrap();
+        let octets = datagram["lines"].as_array().unwrap().iter().filter_map(|line| line["octets"].as_str());
+        let covered: usize = octets.map(|octets| octets.len() / 2).sum();
+        assert_eq!(covered as u64, datagram["length"].as_u64().unwrap());
+        rows += datagram["rows"].as_array().unwrap().len();
+    }
+    assert_eq!(text.lines().count() as u64, datagrams);
+    let decoded = decode(&path, Format::Jsonl, None);
+    assert_eq!(rows, decoded.iter().filter(|byte| **byte == b'\n').count());
+
+    let args = mode(&path, None, true);
+    run(&args).unwrap();
+    let text = std::fs::read_to_string(args.output.as_ref().unwrap()).unwrap();
+    assert_eq!(text.lines().filter(|line| line.starts_with("datagram ")).count() as u64, datagrams);
+    for wanted in
+        ["→ src_addr", "→ observation_domain", "row 1 of flows: {\"table\":\"flows\"", "sampled_header"]
+    {
+        assert!(text.contains(wanted), "{wanted}");
+    }
+}
+
+#[test]
+fn the_second_opinion_on_generated_flows_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("generated.pcap");
+    capture(&path, 2_000);
+    let args = mode(&path, None, false);
+    run(&args).unwrap();
+    let text = std::fs::read_to_string(args.output.as_ref().unwrap()).unwrap();
+    assert!(text.contains("0 differences without an explanation"), "{text}");
+    assert!(text.contains("no second opinion on") && text.contains("sFlow"), "{text}");
+}
+
+#[test]
+fn formats_that_do_not_go_with_a_mode_are_refused() {
+    let path = Path::new("no such file");
+    for args in [
+        mode(path, Some(Format::Csv), true),
+        mode(path, Some(Format::Arrow), false),
+        DecodeArgs { explain: false, second_opinion: false, ..mode(path, Some(Format::Text), true) },
+    ] {
+        assert!(matches!(run(&args), Err(ToolError::Usage(_))));
+    }
 }

@@ -222,9 +222,10 @@ impl<T: Item> Values<T> {
 
     /// Up to 64 rows, of which those have a value whose bit is set in `some` (the first row's is the least).
     #[inline]
-    pub fn append_some(&mut self, some: u64, values: &[T::Stored]) {
-        self.values.extend_from_slice(values);
-        self.validity.some(some, values.len());
+    pub fn append_some(&mut self, some: u64, values: impl ExactSizeIterator<Item = Option<T>>) {
+        let n = values.len();
+        self.values.extend(values.map(|value| value.map_or(T::Stored::default(), Item::stored)));
+        self.validity.some(some, n);
     }
 
     /// `n` values that `append` puts at the end of the vector, in one loop.

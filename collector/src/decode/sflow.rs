@@ -33,7 +33,7 @@ use weir_schemas::{Address, FlowColumn};
 
 pub(crate) use state::AgentState;
 
-use self::plain::{PlainRecords, Sample, Waiting};
+use self::plain::{Plain, PlainRecords};
 use self::records::{Context, Row};
 use self::state::{Series, SourceId};
 use self::xdr::Xdr;
@@ -115,7 +115,8 @@ impl Policy {
 /// What is kept from datagram to datagram, for its memory.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    waiting: Box<Waiting>,
+    /// Rows of `flows` whose columns are not written yet.
+    plain: Vec<Plain>,
 }
 
 /// Rows that a datagram gave.
@@ -135,7 +136,7 @@ pub(crate) fn decode(
     scratch: &mut Scratch,
     out: &mut Batches,
 ) -> Result<u32, RejectReason> {
-    scratch.waiting.clear();
+    scratch.plain.clear();
     let mut xdr = Xdr(datagram);
     let header = Header::read(&mut xdr)?;
     // sFlow v5, rule 35: an agent without an address is known by its sender
@@ -181,7 +182,7 @@ fn samples(
         match format {
             1 | 3 => {
                 let builder = &mut out.flows;
-                let plain = &mut scratch.waiting;
+                let plain = &mut scratch.plain;
                 if datagram.flow(format == 3, sample, state, agent, &mut context, plain, builder).is_some() {
                     builder.advance(1);
                     rows.flows += 1;
@@ -214,13 +215,13 @@ fn samples(
         }
         rejected += context.bad;
     }
-    scratch.waiting.flush(&mut out.flows);
+    plain::flush(&mut scratch.plain, &mut out.flows);
     state.counters.records_skipped += u64::from(context.skipped);
     rejected
 }
 
 /// An interface of a sample: a form and a value ("interface_expanded").
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Interface {
     form: u32,
     value: u32,
@@ -308,7 +309,7 @@ impl Datagram<'_> {
         state: &mut ExporterState,
         agent: &mut AgentState,
         context: &mut Context,
-        waiting: &mut Waiting,
+        waiting: &mut Vec<Plain>,
         out: &mut Builder,
     ) -> Option<()> {
         let number = xdr.u32()?;
@@ -326,21 +327,30 @@ impl Datagram<'_> {
         // what a row of its own is needed for: the reason of a discard, how many "multiple" are
         let usual = |interface: Interface| interface.form == 0;
         let plain = (usual(input) && usual(output)).then(|| PlainRecords::read(xdr, count)).flatten();
-        if let Some(records) = plain
-            && let Some((frame, bytes)) = records.packet()
-        {
-            if waiting.is_full() {
-                waiting.flush(out);
+        if let Some(records) = plain {
+            if waiting.len() == plain::MOST {
+                plain::flush(waiting, out);
             }
             let mut row = Row::new(out);
             context.bad += records.write(&mut row);
             row.close();
             let effective = account(source, number, pool, drops, state, agent);
             state.sampling_rate = rate.or(state.sampling_rate);
-            waiting.push(bytes, &frame, &Sample { rate, rate_source, effective, input, output, direction });
+            waiting.push(Plain {
+                rate,
+                rate_source,
+                effective,
+                input,
+                output,
+                direction,
+                ..Plain::default()
+            });
+            if let Some(sample) = waiting.last_mut() {
+                records.parse(sample);
+            }
             return Some(());
         }
-        waiting.flush(out);
+        plain::flush(waiting, out);
         let mut row = Row::new(out);
         if !row.packet(xdr, count, context) {
             row.close();

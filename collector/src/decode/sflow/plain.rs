@@ -11,297 +11,19 @@ use crate::columns::{Builder, Item, Values};
 use crate::decode::frame::{self, Frame, Link, Packet};
 
 /// Rows that wait at most: a bit each.
-const MOST: usize = 64;
+pub(super) const MOST: usize = 64;
 
-/// One column of the rows that wait.
-#[derive(Debug)]
-struct Column<T: Item> {
-    values: [T::Stored; MOST],
-    /// The rows that have a value.
-    some: u64,
-}
-
-impl<T: Item> Default for Column<T> {
-    fn default() -> Self {
-        Column { values: [T::Stored::default(); MOST], some: 0 }
-    }
-}
-
-impl<T: Item> Column<T> {
-    #[inline(always)]
-    fn set(&mut self, row: usize, value: T) {
-        if let Some(slot) = self.values.get_mut(row) {
-            *slot = value.stored();
-            self.some |= 1 << row;
-        }
-    }
-
-    #[inline(always)]
-    fn set_option(&mut self, row: usize, value: Option<T>) {
-        if let Some(value) = value {
-            self.set(row, value);
-        }
-    }
-
-    /// The column is not touched where no row has a value.
-    #[inline]
-    fn flush(
-        &mut self,
-        n: usize,
-        column: fn(&mut Builder, usize) -> &mut Values<T>,
-        name: FlowColumn,
-        out: &mut Builder,
-    ) {
-        let some = std::mem::take(&mut self.some);
-        let Some(values) = self.values.get_mut(..n) else { return };
-        if some == 0 {
-            return;
-        }
-        if some.count_ones() as usize != n {
-            // of rows before
-            let absent = |(row, _): &(usize, &mut T::Stored)| some >> row & 1 == 0;
-            values.iter_mut().enumerate().filter(absent).for_each(|(_, value)| *value = T::Stored::default());
-        }
-        column(out, name.index()).append_some(some, values);
-    }
-}
-
-/// A column of labels of the rows that wait.
-#[derive(Debug)]
-struct Labels([Option<&'static str>; MOST]);
-
-impl Default for Labels {
-    fn default() -> Self {
-        Labels([None; MOST])
-    }
-}
-
-impl Labels {
-    #[inline(always)]
-    fn set(&mut self, row: usize, label: Option<&'static str>) {
-        if let Some(slot) = self.0.get_mut(row) {
-            *slot = label;
-        }
-    }
-
-    fn flush(&mut self, n: usize, name: FlowColumn, out: &mut Builder) {
-        let mut rest = self.0.get(..n).unwrap_or_default();
-        if rest.iter().all(Option::is_none) {
-            return;
-        }
-        let labels = out.labels(name.index());
-        // one label for most rows: runs of them
-        while let Some(first) = rest.first() {
-            let run = rest.iter().take_while(|label| *label == first).count();
-            match first {
-                Some(label) => labels.push_n(label, run),
-                None => labels.keys.push_nulls(run),
-            }
-            rest = rest.get(run..).unwrap_or_default();
-        }
-    }
-}
-
-macro_rules! columns {
-    ($($field:ident: $type:ty, $kind:ident $name:ident;)*) => {
-        /// The columns that [`Frame::write`] fills, and those of a sample.
-        #[derive(Debug, Default)]
-        struct Columns {
-            $($field: Column<$type>,)*
-        }
-
-        impl Columns {
-            fn flush(&mut self, n: usize, out: &mut Builder) {
-                $(self.$field.flush(n, Builder::$kind, FlowColumn::$name, out);)*
-            }
-        }
-    };
-}
-
-columns! {
-    bytes: u64, u64s Bytes;
-    src_mac: [u8; 6], macs SrcMac;
-    dst_mac: [u8; 6], macs DstMac;
-    ether_type: u16, u16s EtherType;
-    src_addr: [u8; 16], ips SrcAddr;
-    dst_addr: [u8; 16], ips DstAddr;
-    protocol: u8, u8s IpProtocol;
-    tos: u8, u8s Tos;
-    ttl: u8, u8s IpTtl;
-    ip_bytes: u64, u64s IpBytes;
-    flow_label: u32, u32s Ipv6FlowLabel;
-    fragment_id: u32, u32s FragmentId;
-    fragment_offset: u16, u16s FragmentOffset;
-    src_port: u16, u16s SrcPort;
-    dst_port: u16, u16s DstPort;
-    tcp_flags: u16, u16s TcpFlags;
-    icmp_type: u8, u8s IcmpType;
-    icmp_code: u8, u8s IcmpCode;
-    inner_src_addr: [u8; 16], ips InnerSrcAddr;
-    inner_dst_addr: [u8; 16], ips InnerDstAddr;
-    inner_protocol: u8, u8s InnerIpProtocol;
-    inner_src_port: u16, u16s InnerSrcPort;
-    inner_dst_port: u16, u16s InnerDstPort;
-    vni: u32, u32s Vni;
-    truncated: bool, bools FrameTruncated;
-    rate: f64, f64s SamplingRate;
-    effective: f64, f64s SamplingEffective;
-    in_if: u32, u32s InIf;
-    out_if: u32, u32s OutIf;
-    direction: u8, u8s Direction;
-}
-
-/// What a sample says beside its records.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sample {
+/// A sample whose columns are not written yet.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Plain {
+    pub(super) bytes: u32,
+    pub(super) frame: Frame,
     pub(super) rate: Option<f64>,
     pub(super) rate_source: &'static str,
     pub(super) effective: Option<f64>,
     pub(super) input: Interface,
     pub(super) output: Interface,
     pub(super) direction: Option<u8>,
-}
-
-/// Rows of `flows` that are complete but for the columns in here.
-#[derive(Debug, Default)]
-pub(super) struct Waiting {
-    n: usize,
-    columns: Columns,
-    rate_source: Labels,
-    in_if_flag: Labels,
-    out_if_flag: Labels,
-    tunnel: Labels,
-    /// Rows with tags or labels.
-    layered: Vec<(usize, Frame)>,
-}
-
-impl Waiting {
-    /// Forgets all rows: those of a datagram that failed.
-    pub(super) fn clear(&mut self) {
-        if self.n > 0 {
-            *self = Waiting::default();
-        }
-    }
-
-    pub(super) fn is_full(&self) -> bool {
-        self.n == MOST
-    }
-
-    pub(super) fn push(&mut self, bytes: u32, frame: &Frame, sample: &Sample) {
-        let (row, columns) = (self.n, &mut self.columns);
-        self.n += 1;
-        columns.bytes.set(row, u64::from(bytes));
-        if let Some((dst, src)) = frame.macs {
-            columns.src_mac.set(row, src);
-            columns.dst_mac.set(row, dst);
-        }
-        columns.ether_type.set_option(row, frame.ether_type);
-        outer(columns, row, &frame.outer);
-        if frame.tunnel.is_some() {
-            inner(columns, row, &frame.inner);
-        }
-        self.tunnel.set(row, frame.tunnel);
-        if frame.is_layered() {
-            self.layered.push((row, *frame));
-        }
-        columns.vni.set_option(row, frame.vni);
-        if frame.truncated {
-            columns.truncated.set(row, true);
-        }
-        columns.rate.set_option(row, sample.rate);
-        columns.effective.set_option(row, sample.effective);
-        self.rate_source.set(row, Some(sample.rate_source));
-        columns.in_if.set_option(row, sample.input.index());
-        columns.out_if.set_option(row, sample.output.index());
-        self.in_if_flag.set(row, sample.input.flag());
-        self.out_if_flag.set(row, sample.output.flag());
-        columns.direction.set_option(row, sample.direction);
-    }
-
-    /// Writes the rows, which are the last ones of the open batch.
-    pub(super) fn flush(&mut self, out: &mut Builder) {
-        let n = std::mem::take(&mut self.n);
-        if n == 0 {
-            return;
-        }
-        out.reopen(n);
-        self.columns.flush(n, out);
-        self.rate_source.flush(n, FlowColumn::SamplingSource, out);
-        self.in_if_flag.flush(n, FlowColumn::InIfFlag, out);
-        self.out_if_flag.flush(n, FlowColumn::OutIfFlag, out);
-        self.tunnel.flush(n, FlowColumn::Tunnel, out);
-        if !self.layered.is_empty() {
-            lists(&self.layered, n, FlowColumn::FrameVlans, out, Frame::vlans);
-            lists(&self.layered, n, FlowColumn::MplsLabels, out, Frame::labels);
-            lists(&self.layered, n, FlowColumn::MplsExp, out, Frame::exps);
-            self.layered.clear();
-        }
-        out.advance(n);
-    }
-}
-
-/// The outermost packet: what [`Frame::write`] writes of it.
-#[inline]
-fn outer(columns: &mut Columns, row: usize, packet: &Packet) {
-    if packet.version != 0 {
-        columns.src_addr.set(row, packet.src);
-        columns.dst_addr.set(row, packet.dst);
-        columns.protocol.set(row, packet.protocol);
-        columns.tos.set(row, packet.tos);
-        columns.ttl.set(row, packet.ttl);
-        if packet.bytes != 0 {
-            columns.ip_bytes.set(row, u64::from(packet.bytes));
-        }
-        if packet.version == 6 {
-            columns.flow_label.set(row, packet.flow_label);
-        }
-        if let Some((id, offset)) = packet.fragment {
-            columns.fragment_id.set(row, id);
-            columns.fragment_offset.set(row, offset);
-        }
-    }
-    if let Some((src, dst)) = packet.ports {
-        columns.src_port.set(row, src);
-        columns.dst_port.set(row, dst);
-    }
-    columns.tcp_flags.set_option(row, packet.tcp_flags.map(u16::from));
-    if let Some((kind, code)) = packet.icmp {
-        columns.icmp_type.set(row, kind);
-        columns.icmp_code.set(row, code);
-    }
-}
-
-/// The packet inside a tunnel.
-fn inner(columns: &mut Columns, row: usize, packet: &Packet) {
-    if packet.version != 0 {
-        columns.inner_src_addr.set(row, packet.src);
-        columns.inner_dst_addr.set(row, packet.dst);
-        columns.inner_protocol.set(row, packet.protocol);
-    }
-    if let Some((src, dst)) = packet.ports {
-        columns.inner_src_port.set(row, src);
-        columns.inner_dst_port.set(row, dst);
-    }
-}
-
-fn lists<'a, I: Iterator<Item = u32>>(
-    layered: &'a [(usize, Frame)],
-    n: usize,
-    name: FlowColumn,
-    out: &mut Builder,
-    items: impl Fn(&'a Frame) -> I,
-) {
-    if layered.iter().all(|(_, frame)| items(frame).next().is_none()) {
-        return;
-    }
-    let lists = out.lists(name.index());
-    let mut done = 0;
-    for (row, frame) in layered {
-        lists.push_nulls(row - done);
-        lists.push(items(frame));
-        done = row + 1;
-    }
-    lists.push_nulls(n - done);
 }
 
 /// The records of a sample that may be plain.
@@ -342,10 +64,11 @@ impl<'a> PlainRecords<'a> {
         records.header.is_some().then_some(records)
     }
 
-    /// The packet and its length.
-    pub(super) fn packet(&self) -> Option<(Frame, u32)> {
-        let (link, frame_length, header) = self.header?;
-        Some((frame::parse(link, header), frame_length))
+    /// Reads the header into a sample, in place.
+    pub(super) fn parse(&self, sample: &mut Plain) {
+        let Some((link, frame_length, header)) = self.header else { return };
+        sample.bytes = frame_length;
+        frame::parse_into(&mut sample.frame, link, header);
     }
 
     /// Writes all records but the header, none of which fills a column of the frame; answers how many were too short.
@@ -361,5 +84,135 @@ impl<'a> PlainRecords<'a> {
             bad += u32::from(row.extended_gateway(record).is_none());
         }
         bad
+    }
+}
+
+/// One column of all samples; it is not touched where none has a value.
+#[inline]
+fn put<T: Item>(
+    column: fn(&mut Builder, usize) -> &mut Values<T>,
+    name: FlowColumn,
+    samples: &[Plain],
+    out: &mut Builder,
+    value: impl Fn(&Plain) -> Option<T>,
+) {
+    let some =
+        samples.iter().rev().fold(0_u64, |bits, sample| bits << 1 | u64::from(value(sample).is_some()));
+    if some != 0 {
+        column(out, name.index()).append_some(some, samples.iter().map(value));
+    }
+}
+
+/// Writes the rows that wait, the last `samples.len()` of the open batch.
+pub(super) fn flush(samples: &mut Vec<Plain>, out: &mut Builder) {
+    use FlowColumn::{
+        Bytes, Direction, DstMac, EtherType, FrameTruncated, InIf, InIfFlag, OutIf, OutIfFlag,
+        SamplingEffective, SamplingRate, SamplingSource, SrcMac, Vni,
+    };
+    let n = samples.len();
+    if n == 0 {
+        return;
+    }
+    out.reopen(n);
+    put(Builder::u64s, Bytes, samples, out, |sample| Some(u64::from(sample.bytes)));
+    put(Builder::macs, SrcMac, samples, out, |sample| sample.frame.macs.map(|(_, src)| src));
+    put(Builder::macs, DstMac, samples, out, |sample| sample.frame.macs.map(|(dst, _)| dst));
+    put(Builder::u16s, EtherType, samples, out, |sample| sample.frame.ether_type);
+    outer(samples, out);
+    if samples.iter().any(|sample| sample.frame.is_layered()) {
+        layers(samples, out);
+    }
+    put(Builder::u32s, Vni, samples, out, |sample| sample.frame.vni);
+    put(Builder::bools, FrameTruncated, samples, out, |sample| sample.frame.truncated.then_some(true));
+    put(Builder::f64s, SamplingRate, samples, out, |sample| sample.rate);
+    put(Builder::f64s, SamplingEffective, samples, out, |sample| sample.effective);
+    labels(SamplingSource, samples, out, |sample| Some(sample.rate_source));
+    put(Builder::u32s, InIf, samples, out, |sample| sample.input.index());
+    put(Builder::u32s, OutIf, samples, out, |sample| sample.output.index());
+    labels(InIfFlag, samples, out, |sample| sample.input.flag());
+    labels(OutIfFlag, samples, out, |sample| sample.output.flag());
+    put(Builder::u8s, Direction, samples, out, |sample| sample.direction);
+    out.advance(n);
+    samples.clear();
+}
+
+/// The outermost packet: what [`Frame::write`] writes of it.
+fn outer(samples: &[Plain], out: &mut Builder) {
+    use FlowColumn::{
+        DstAddr, DstPort, FragmentId, FragmentOffset, IcmpCode, IcmpType, IpBytes, IpProtocol, IpTtl,
+        Ipv6FlowLabel, SrcAddr, SrcPort, TcpFlags, Tos,
+    };
+    fn ip(sample: &Plain) -> Option<&Packet> {
+        (sample.frame.outer.version != 0).then_some(&sample.frame.outer)
+    }
+    put(Builder::ips, SrcAddr, samples, out, |sample| ip(sample).map(|packet| packet.src));
+    put(Builder::ips, DstAddr, samples, out, |sample| ip(sample).map(|packet| packet.dst));
+    put(Builder::u8s, IpProtocol, samples, out, |sample| ip(sample).map(|packet| packet.protocol));
+    put(Builder::u8s, Tos, samples, out, |sample| ip(sample).map(|packet| packet.tos));
+    put(Builder::u8s, IpTtl, samples, out, |sample| ip(sample).map(|packet| packet.ttl));
+    put(Builder::u64s, IpBytes, samples, out, |sample| {
+        ip(sample).map(|packet| u64::from(packet.bytes)).filter(|bytes| *bytes != 0)
+    });
+    put(Builder::u32s, Ipv6FlowLabel, samples, out, |sample| {
+        ip(sample).filter(|packet| packet.version == 6).map(|packet| packet.flow_label)
+    });
+    put(Builder::u32s, FragmentId, samples, out, |sample| ip(sample)?.fragment.map(|(id, _)| id));
+    put(Builder::u16s, FragmentOffset, samples, out, |sample| ip(sample)?.fragment.map(|(_, at)| at));
+    put(Builder::u16s, SrcPort, samples, out, |sample| sample.frame.outer.ports.map(|(src, _)| src));
+    put(Builder::u16s, DstPort, samples, out, |sample| sample.frame.outer.ports.map(|(_, dst)| dst));
+    put(Builder::u16s, TcpFlags, samples, out, |sample| sample.frame.outer.tcp_flags.map(u16::from));
+    put(Builder::u8s, IcmpType, samples, out, |sample| sample.frame.outer.icmp.map(|(kind, _)| kind));
+    put(Builder::u8s, IcmpCode, samples, out, |sample| sample.frame.outer.icmp.map(|(_, code)| code));
+}
+
+/// Tags, labels and tunnels.
+fn layers(samples: &[Plain], out: &mut Builder) {
+    use FlowColumn::{
+        FrameVlans, InnerDstAddr, InnerDstPort, InnerIpProtocol, InnerSrcAddr, InnerSrcPort, MplsExp,
+        MplsLabels, Tunnel,
+    };
+    if samples.iter().any(|sample| sample.frame.vlans().next().is_some()) {
+        let lists = out.lists(FrameVlans.index());
+        samples.iter().for_each(|sample| lists.push(sample.frame.vlans()));
+    }
+    if samples.iter().any(|sample| sample.frame.labels().next().is_some()) {
+        let lists = out.lists(MplsLabels.index());
+        samples.iter().for_each(|sample| lists.push(sample.frame.labels()));
+        let lists = out.lists(MplsExp.index());
+        samples.iter().for_each(|sample| lists.push(sample.frame.exps()));
+    }
+    labels(Tunnel, samples, out, |sample| sample.frame.tunnel);
+    fn inner(sample: &Plain) -> Option<&Packet> {
+        sample.frame.tunnel.map(|_| &sample.frame.inner)
+    }
+    fn ip(sample: &Plain) -> Option<&Packet> {
+        inner(sample).filter(|packet| packet.version != 0)
+    }
+    put(Builder::ips, InnerSrcAddr, samples, out, |sample| ip(sample).map(|packet| packet.src));
+    put(Builder::ips, InnerDstAddr, samples, out, |sample| ip(sample).map(|packet| packet.dst));
+    put(Builder::u8s, InnerIpProtocol, samples, out, |sample| ip(sample).map(|packet| packet.protocol));
+    put(Builder::u16s, InnerSrcPort, samples, out, |sample| inner(sample)?.ports.map(|(src, _)| src));
+    put(Builder::u16s, InnerDstPort, samples, out, |sample| inner(sample)?.ports.map(|(_, dst)| dst));
+}
+
+fn labels(
+    name: FlowColumn,
+    samples: &[Plain],
+    out: &mut Builder,
+    value: impl Fn(&Plain) -> Option<&'static str>,
+) {
+    if samples.iter().all(|sample| value(sample).is_none()) {
+        return;
+    }
+    let labels = out.labels(name.index());
+    // one label for most rows: runs of them
+    let mut rest = samples;
+    while let Some(first) = rest.first().map(&value) {
+        let run = rest.iter().take_while(|sample| value(sample) == first).count();
+        match first {
+            Some(label) => labels.push_n(label, run),
+            None => labels.keys.push_nulls(run),
+        }
+        rest = rest.get(run..).unwrap_or_default();
     }
 }

@@ -140,12 +140,6 @@ pub(crate) fn parse(link: Link, bytes: &[u8]) -> Frame {
 #[inline(always)]
 pub(crate) fn walk(link: Link, bytes: &[u8], mut each: impl FnMut(Layer, &[u8], &Frame)) -> Frame {
     let mut frame = Frame::default();
-    parse_into(&mut frame, link, bytes);
-    frame
-}
-
-/// [`parse`], in place: `frame` is as [`Frame::default`] makes it.
-pub(crate) fn parse_into(frame: &mut Frame, link: Link, bytes: &[u8]) {
     let mut layer = match link {
         Link::Ethernet => Layer::Ethernet,
         Link::Ip => Layer::Ip,
@@ -173,6 +167,7 @@ pub(crate) fn parse_into(frame: &mut Frame, link: Link, bytes: &[u8]) {
         };
         (layer, rest) = next;
     }
+    frame
 }
 
 impl Frame {

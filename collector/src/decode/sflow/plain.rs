@@ -64,11 +64,11 @@ impl<'a> PlainRecords<'a> {
         records.header.is_some().then_some(records)
     }
 
-    /// Reads the header into a sample, in place.
+    /// Reads the header into a sample.
     pub(super) fn parse(&self, sample: &mut Plain) {
         let Some((link, frame_length, header)) = self.header else { return };
         sample.bytes = frame_length;
-        frame::parse_into(&mut sample.frame, link, header);
+        sample.frame = frame::parse(link, header);
     }
 
     /// Writes all records but the header, none of which fills a column of the frame; answers how many were too short.

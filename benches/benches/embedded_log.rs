@@ -30,7 +30,7 @@ fn message(number: u64, body: &Bytes) -> Message {
         min_time_us: 1_700_000_000_000_000,
         max_time_us: 1_700_000_001_000_000,
     };
-    Message { envelope, body: body.clone(), key: 0 }
+    Message { envelope, body: body.clone().into(), key: 0 }
 }
 
 struct Measured {

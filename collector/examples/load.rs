@@ -1,8 +1,9 @@
 //! The collector under load, in one process: a sender thread over loopback, the shards, the writer and the embedded log.
 //! Prints what was sent, received and dropped, and the CPU time of each thread per flow row.
 //!
-//! `cargo run --release -p weir-collector --example load -- PROTOCOL DATAGRAMS_PER_SECOND SECONDS [SHARDS]`
-//! (PROTOCOL: netflow5, netflow9, ipfix, sflow5 or `junk`; a rate of 0 sends as fast as it goes)
+//! `cargo run --release -p weir-collector --example load -- PROTOCOL DATAGRAMS_PER_SECOND SECONDS [SHARDS [COMPRESSION
+//! [MAX_BYTES]]]` (PROTOCOL: netflow5, netflow9, ipfix, sflow5 or `junk`; a rate of 0 sends as fast as it goes;
+//! COMPRESSION and MAX_BYTES as in `[batch]`)
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
@@ -78,6 +79,12 @@ async fn main() {
     let mut config = CollectorConfig::default();
     config.listen.udp = vec!["127.0.0.1:0".parse().unwrap()];
     config.receive.shards = arguments.get(3).map_or(1, |shards| shards.parse().unwrap());
+    if let Some(compression) = arguments.get(4) {
+        config.batch.compression = serde_json::from_value(compression.as_str().into()).unwrap();
+    }
+    if let Some(bytes) = arguments.get(5) {
+        config.batch.max_bytes = bytes.parse().unwrap();
+    }
     let directory = tempfile::tempdir_in(".").unwrap();
     let sink = EmbeddedSink::open(&directory.path().join("log"), EmbeddedConfig::default()).unwrap();
     let sockets = config.bind().unwrap();
@@ -126,7 +133,12 @@ async fn main() {
         writer.acknowledged_bytes as f64 / rows,
     );
     let calls = metrics.sources().shards.iter().map(|shard| shard.published().counts.calls).sum::<u64>();
+    println!("  {:.0} rows a message", rows / writer.acknowledged_messages.max(1) as f64);
     println!("  {:.1} datagrams a system call", ledger.datagrams_received as f64 / calls as f64);
+    // not the sender, nor the thread that makes the datagrams and measures
+    let ours = |thread: &str| thread != "sender" && thread != "load";
+    let collector: u64 = cpu.iter().filter(|(thread, _)| ours(thread)).map(|(_, ns)| *ns).sum();
+    println!("  collector: {:.0} ns of CPU a row", collector as f64 / rows);
     for (thread, ns) in cpu.iter().filter(|(_, ns)| **ns > 5_000_000) {
         println!(
             "  {thread:<16} {:>6.2} s = {:>6.0} ns/row = {:>6.0} ns/datagram",

@@ -2,10 +2,12 @@
 //!
 //! A shard owns a [`Batcher`]; the decoder appends to its [`Batches`]. Nothing here reads a clock.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use weir_schemas::Table;
 use weir_schemas::envelope::Compression;
@@ -22,8 +24,32 @@ pub struct BatchConfig {
     pub max_bytes: usize,
     /// How long a row waits at most for its batch to be closed; what SQL shows is at least that old.
     pub max_age_ms: u64,
-    /// Compression of the Arrow buffers: `lz4`, `zstd` or `none`.
-    pub compression: Compression,
+    /// Compression of the Arrow buffers: `lz4`, `zstd`, `none`, or `auto`: none for the embedded log, lz4 for Kafka.
+    pub compression: BatchCompression,
+}
+
+/// What is asked for in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BatchCompression {
+    /// What pays for the log: lz4 for Kafka, none for the embedded one (docs/decisions/log-compression.md).
+    #[default]
+    Auto,
+    None,
+    Lz4,
+    Zstd,
+}
+
+impl BatchCompression {
+    /// `usual`: what pays for the log in use.
+    pub fn resolve(self, usual: Compression) -> Compression {
+        match self {
+            BatchCompression::Auto => usual,
+            BatchCompression::None => Compression::None,
+            BatchCompression::Lz4 => Compression::Lz4,
+            BatchCompression::Zstd => Compression::Zstd,
+        }
+    }
 }
 
 impl Default for BatchConfig {
@@ -32,7 +58,7 @@ impl Default for BatchConfig {
             max_rows: 65_536,
             max_bytes: 900_000,
             max_age_ms: 500,
-            compression: Compression::default(),
+            compression: BatchCompression::default(),
         }
     }
 }
@@ -92,6 +118,41 @@ pub struct Closed {
     pub shard: u64,
     /// Bytes in memory.
     pub bytes: usize,
+    /// Where the memory goes when the log has the batch.
+    pub spares: Arc<Spares>,
+}
+
+/// Batches that are written and in nobody's hands any more, on their way back to the shard that filled them: it uses
+/// their memory again. Memory fresh from the kernel costs as much as decoding into it.
+#[derive(Debug, Default)]
+pub struct Spares(Mutex<Vec<(Table, RecordBatch)>>);
+
+impl Spares {
+    /// As many as are on the way between two fsyncs at most rates; what is more is freed.
+    const MOST: usize = 4;
+    /// Smaller batches are not worth it.
+    const LEAST_ROWS: usize = 1_024;
+
+    pub(crate) fn give(&self, table: Table, batch: RecordBatch) {
+        if batch.num_rows() < Spares::LEAST_ROWS {
+            return;
+        }
+        let mut spares = self.0.lock();
+        let oldest = if spares.len() < Spares::MOST { None } else { Some(spares.remove(0)) };
+        spares.push((table, batch));
+        drop(spares);
+        drop(oldest);
+    }
+
+    /// One of a table, for batches of about so many bytes: much larger ones are let go, so that the memory shrinks when
+    /// the traffic does.
+    pub(crate) fn take(&self, table: Table, bytes: usize) -> Option<RecordBatch> {
+        let mut spares = self.0.lock();
+        let at = spares.iter().rposition(|(of, _)| *of == table)?;
+        let (_, batch) = spares.remove(at);
+        drop(spares);
+        (batch.get_array_memory_size() <= bytes.saturating_mul(4)).then_some(batch)
+    }
 }
 
 impl Closed {
@@ -107,12 +168,17 @@ pub struct SizeRatios([AtomicU32; Table::ALL.len()]);
 
 impl Default for SizeRatios {
     fn default() -> Self {
-        // Until measured: as random traffic in lz4.
-        SizeRatios([const { AtomicU32::new(350) }; Table::ALL.len()])
+        SizeRatios::new(Compression::Lz4)
     }
 }
 
 impl SizeRatios {
+    pub fn new(compression: Compression) -> SizeRatios {
+        // Until measured: random traffic.
+        let ratio = if compression == Compression::None { 1_000 } else { 350 };
+        SizeRatios(std::array::from_fn(|_| AtomicU32::new(ratio)))
+    }
+
     /// Batches smaller than this say nothing about larger ones: most of their message is the schema.
     const LEAST: usize = 65_536;
 
@@ -146,6 +212,7 @@ pub struct Batcher {
     max_bytes: usize,
     max_age: Duration,
     shard: u64,
+    spares: Arc<Spares>,
 }
 
 impl Batcher {
@@ -157,6 +224,7 @@ impl Batcher {
             max_bytes: config.max_bytes,
             max_age: Duration::from_millis(config.max_age_ms),
             shard,
+            spares: Arc::default(),
         }
     }
 
@@ -209,8 +277,9 @@ impl Batcher {
             let Some(cause) = due(builder, opened) else { continue };
             let (table, bytes) = (builder.table(), builder.bytes());
             *opened = None;
-            if let Some(batch) = builder.finish() {
-                emit(Closed { table, batch, cause, shard: self.shard, bytes });
+            if let Some(batch) = builder.finish_reusing(self.spares.take(table, bytes)) {
+                let spares = Arc::clone(&self.spares);
+                emit(Closed { table, batch, cause, shard: self.shard, bytes, spares });
             }
         }
     }

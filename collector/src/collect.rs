@@ -203,7 +203,7 @@ impl Collector {
         let boot = uuid::Uuid::new_v4().as_u64_pair().0;
         let identity = Identity { collector: config.name.clone().unwrap_or_else(machine_name), boot };
         let queue = Arc::new(Queue::new(config.writer.queue_bytes));
-        let ratios = Arc::new(SizeRatios::default());
+        let ratios = Arc::new(SizeRatios::new(config.batch.compression.resolve(sink.compression())));
         let exporters = Arc::new(ExporterTable::new(config.metrics.max_exporter_labels));
         let stop = Arc::new(StopSignal::default());
         let failed = |error| CollectorError::Config(vec![format!("decode.elements: {error}")]);

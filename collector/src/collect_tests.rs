@@ -169,7 +169,7 @@ fn generator(flows: u64) -> Generator {
 fn totals(messages: &[Message]) -> Totals {
     let mut totals = Totals::default();
     for message in messages {
-        let batch = decode_body(&message.envelope, &message.body).unwrap();
+        let batch = decode_body(&message.envelope, &message.body.contiguous()).unwrap();
         let sum = |column: &str| {
             let column = batch.column_by_name(column).unwrap();
             arrow::compute::sum(column.as_primitive::<UInt64Type>()).unwrap()

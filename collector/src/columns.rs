@@ -16,10 +16,10 @@ use arrow::array::{
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Field, Fields, Schema, TimestampMicrosecondType, UInt8Type, UInt16Type,
-    UInt32Type, UInt64Type,
+    ArrowNativeType, ArrowPrimitiveType, DataType, Field, Fields, Float64Type, Schema,
+    TimestampMicrosecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
-use weir_schemas::tables::{FlowColumn, Kind, Table};
+use weir_schemas::tables::{Kind, Table};
 
 /// Which rows have a value: nothing is stored until the first NULL.
 #[derive(Debug, Default)]
@@ -63,6 +63,32 @@ impl Validity {
         self.fill(n, false);
         self.len += n;
         self.nulls += n;
+    }
+
+    /// `n` rows (64 at most), of which those have a value whose bit is set, the first row's bit being the least.
+    #[inline]
+    pub fn some(&mut self, bits: u64, n: usize) {
+        if n == 0 {
+            return;
+        }
+        let all = u64::MAX >> (64 - n.min(64));
+        match bits & all {
+            bits if bits == all => self.valid(n),
+            bits => self.mixed(bits, n),
+        }
+    }
+
+    fn mixed(&mut self, bits: u64, n: usize) {
+        let before = self.len;
+        self.null(n);
+        let (word, shift) = (before / 64, before % 64);
+        if let Some(low) = self.bits.get_mut(word) {
+            *low |= bits << shift;
+        }
+        if let (Some(high), 1..) = (self.bits.get_mut(word + 1), shift) {
+            *high |= bits >> (64 - shift);
+        }
+        self.nulls -= bits.count_ones() as usize;
     }
 
     /// Sets the bits of rows `len..len + n`.
@@ -121,23 +147,61 @@ impl Validity {
     }
 }
 
-/// A column of fixed-width values.
-#[derive(Debug, Default)]
-pub struct Values<T> {
-    pub values: Vec<T>,
-    pub validity: Validity,
+/// What a column of fixed width holds, and how it lies in the buffer. An address lies there as an integer of its octets
+/// as they are: a type that Arrow gives buffers back for ([`Builder::finish_reusing`]).
+pub trait Item: Copy {
+    type Stored: Copy + Default;
+
+    fn stored(self) -> Self::Stored;
 }
 
-impl<T: Copy + Default> Values<T> {
+macro_rules! items {
+    ($($type:ty),*) => {
+        $(impl Item for $type {
+            type Stored = $type;
+
+            #[inline(always)]
+            fn stored(self) -> $type {
+                self
+            }
+        })*
+    };
+}
+
+items!(i64, bool, u8, u16, u32, u64, f64, [u8; 6]);
+
+impl Item for [u8; 16] {
+    type Stored = u128;
+
+    #[inline(always)]
+    fn stored(self) -> u128 {
+        u128::from_ne_bytes(self)
+    }
+}
+
+/// A column of fixed-width values.
+#[derive(Debug)]
+pub struct Values<T: Item> {
+    values: Vec<T::Stored>,
+    validity: Validity,
+}
+
+impl<T: Item> Default for Values<T> {
+    fn default() -> Self {
+        Values { values: Vec::new(), validity: Validity::default() }
+    }
+}
+
+impl<T: Item> Values<T> {
     #[inline]
     pub fn push(&mut self, value: T) {
-        self.values.push(value);
+        self.values.push(value.stored());
         self.validity.valid(1);
     }
 
     #[inline]
     pub fn push_null(&mut self) {
-        self.values.push(T::default());
+        self.values.push(T::Stored::default());
         self.validity.null(1);
     }
 
@@ -152,28 +216,31 @@ impl<T: Copy + Default> Values<T> {
     /// The same value for `n` rows.
     #[inline]
     pub fn push_n(&mut self, value: T, n: usize) {
-        self.values.resize(self.values.len() + n, value);
+        self.values.resize(self.values.len() + n, value.stored());
         self.validity.valid(n);
     }
 
-    /// `n` values, one after the other. `next` is called exactly `n` times.
+    /// Up to 64 rows, of which those have a value whose bit is set in `some` (the first row's is the least).
     #[inline]
-    pub fn extend(&mut self, n: usize, next: impl FnMut(usize) -> T) {
-        self.values.extend((0..n).map(next));
+    pub fn append_some(&mut self, some: u64, values: impl ExactSizeIterator<Item = Option<T>>) {
+        let n = values.len();
+        self.values.extend(values.map(|value| value.map_or(T::Stored::default(), Item::stored)));
+        self.validity.some(some, n);
+    }
+
+    /// `n` values that `append` puts at the end of the vector, in one loop.
+    #[inline]
+    pub fn append(&mut self, n: usize, append: impl FnOnce(&mut Vec<T::Stored>)) {
+        let before = self.values.len();
+        append(&mut self.values);
+        debug_assert_eq!(self.values.len() - before, n);
         self.validity.valid(n);
     }
 
     #[inline]
     pub fn push_nulls(&mut self, n: usize) {
-        self.values.resize(self.values.len() + n, T::default());
+        self.values.resize(self.values.len() + n, T::Stored::default());
         self.validity.null(n);
-    }
-
-    /// The last value, if it has one.
-    pub fn last(&self) -> Option<T> {
-        let last = self.values.len().checked_sub(1)?;
-        let valid = self.validity.nulls == 0 || self.validity.bits[last / 64] >> (last % 64) & 1 == 1;
-        valid.then(|| self.values[last])
     }
 }
 
@@ -393,7 +460,7 @@ enum Buffers {
     Text(Texts),
     Label(Labels),
     List(Lists),
-    Map(Maps),
+    Map(Box<Maps>),
 }
 
 impl Buffers {
@@ -411,7 +478,7 @@ impl Buffers {
             Kind::Text => Buffers::Text(Texts::default()),
             Kind::Label => Buffers::Label(Labels::default()),
             Kind::ListU32 => Buffers::List(Lists::default()),
-            Kind::Map => Buffers::Map(Maps::default()),
+            Kind::Map => Buffers::Map(Box::default()),
         }
     }
 
@@ -454,7 +521,7 @@ impl Buffers {
                 Buffers::Map(column) => column.push_nulls(n),
             }
         } else if len > rows {
-            fn cut<T>(column: &mut Values<T>, rows: usize) {
+            fn cut<T: Item>(column: &mut Values<T>, rows: usize) {
                 column.values.truncate(rows);
                 column.validity.truncate(rows);
             }
@@ -476,41 +543,40 @@ impl Buffers {
         }
     }
 
+    /// The values as an array; the column is empty afterwards, without memory.
     fn finish(&mut self) -> ArrayRef {
-        fn primitive<A: ArrowPrimitiveType>(column: &mut Values<A::Native>) -> PrimitiveArray<A> {
+        fn primitive<A: ArrowPrimitiveType<Native: Item<Stored = A::Native>>>(
+            column: &mut Values<A::Native>,
+        ) -> PrimitiveArray<A> {
             let values = std::mem::take(&mut column.values);
-            let capacity = values.len();
-            let array = PrimitiveArray::new(ScalarBuffer::from(values), column.validity.take());
-            column.values.reserve(capacity);
-            array
+            PrimitiveArray::new(ScalarBuffer::from(values), column.validity.take())
         }
-        fn fixed<const N: usize>(column: &mut Values<[u8; N]>) -> FixedSizeBinaryArray {
-            let values = std::mem::take(&mut column.values);
-            let capacity = values.len();
-            let width = i32::try_from(N).unwrap_or(i32::MAX);
-            let bytes = Buffer::from_vec(values.into_flattened());
-            let array = FixedSizeBinaryArray::new(width, bytes, column.validity.take());
-            column.values.reserve(capacity);
-            array
+        fn fixed<T: Item>(column: &mut Values<T>, bytes: Buffer) -> ArrayRef {
+            let width = i32::try_from(size_of::<T>()).unwrap_or(i32::MAX);
+            Arc::new(FixedSizeBinaryArray::new(width, bytes, column.validity.take()))
         }
         match self {
             Buffers::Time(column) => {
                 Arc::new(primitive::<TimestampMicrosecondType>(column).with_timezone("UTC"))
             }
-            Buffers::Ip(column) => Arc::new(fixed(column)),
-            Buffers::Mac(column) => Arc::new(fixed(column)),
+            Buffers::Ip(column) => {
+                let values = Buffer::from_vec(std::mem::take(&mut column.values));
+                fixed(column, values)
+            }
+            Buffers::Mac(column) => {
+                let values = Buffer::from_vec(std::mem::take(&mut column.values).into_flattened());
+                fixed(column, values)
+            }
             Buffers::Bool(column) => {
-                let values = std::mem::take(&mut column.values);
-                Arc::new(BooleanArray::new(values.into(), column.validity.take()))
+                let values = BooleanArray::new(column.values.as_slice().into(), column.validity.take());
+                column.values.clear();
+                Arc::new(values)
             }
             Buffers::U8(column) => Arc::new(primitive::<UInt8Type>(column)) as Arc<UInt8Array>,
             Buffers::U16(column) => Arc::new(primitive::<UInt16Type>(column)) as Arc<UInt16Array>,
             Buffers::U32(column) => Arc::new(primitive::<UInt32Type>(column)) as Arc<UInt32Array>,
             Buffers::U64(column) => Arc::new(primitive::<UInt64Type>(column)) as Arc<UInt64Array>,
-            Buffers::F64(column) => {
-                let values = std::mem::take(&mut column.values);
-                Arc::new(Float64Array::new(ScalarBuffer::from(values), column.validity.take()))
-            }
+            Buffers::F64(column) => Arc::new(primitive::<Float64Type>(column)) as Arc<Float64Array>,
             Buffers::Text(column) => Arc::new(column.take()),
             Buffers::Label(column) => {
                 let labels = StringArray::from(std::mem::take(&mut column.labels));
@@ -536,6 +602,39 @@ impl Buffers {
             }
         }
     }
+
+    /// Takes memory for as many values as the last batch had: that of an array which nobody else holds, or new.
+    fn reserve(&mut self, rows: usize, spare: Option<ArrayRef>) {
+        fn refill<T: ArrowNativeType>(values: &mut Vec<T>, buffer: Option<Buffer>, rows: usize) {
+            if let Some(mut spare) = buffer.and_then(|buffer| buffer.into_vec::<T>().ok())
+                && spare.capacity() > values.capacity()
+            {
+                spare.clear();
+                *values = spare;
+            }
+            values.reserve(rows);
+        }
+        // the array must be gone before its buffers have one owner
+        let buffers = spare.map(|array| array.to_data().buffers().to_vec()).unwrap_or_default();
+        let mut buffers = buffers.into_iter();
+        let first = buffers.next();
+        match self {
+            Buffers::Time(column) => refill(&mut column.values, first, rows),
+            Buffers::Ip(column) => refill(&mut column.values, first, rows),
+            Buffers::U8(column) => refill(&mut column.values, first, rows),
+            Buffers::U16(column) => refill(&mut column.values, first, rows),
+            Buffers::U32(column) => refill(&mut column.values, first, rows),
+            Buffers::U64(column) => refill(&mut column.values, first, rows),
+            Buffers::F64(column) => refill(&mut column.values, first, rows),
+            Buffers::Label(column) => refill(&mut column.keys.values, first, rows),
+            Buffers::Mac(column) => column.values.reserve(rows),
+            Buffers::Text(column) => {
+                refill(&mut column.bytes, buffers.next(), 0);
+                column.offsets.reserve(rows);
+            }
+            Buffers::Bool(_) | Buffers::List(_) | Buffers::Map(_) => {}
+        }
+    }
 }
 
 macro_rules! accessors {
@@ -545,12 +644,12 @@ macro_rules! accessors {
         pub fn $name(&mut self, column: usize) -> &mut $type {
             // a column that has a value or NULL for every row was touched since the last batch
             let rows = self.rows.max(1);
-            let ready = matches!(self.columns.get(column), Some(Some(buffers))
-                if matches!(&**buffers, Buffers::$variant(buffers) if buffers.$($validity).+.len >= rows));
+            let ready = matches!(self.columns.get(column),
+                Some(Buffers::$variant(buffers)) if buffers.$($validity).+.len >= rows);
             if !ready {
                 self.settle(column);
             }
-            match self.columns.get_mut(column).and_then(Option::as_deref_mut) {
+            match self.columns.get_mut(column) {
                 Some(Buffers::$variant(buffers)) => buffers,
                 _ => panic!("column {column} does not hold {}", stringify!($variant)),
             }
@@ -563,7 +662,7 @@ macro_rules! accessors {
 pub struct Builder {
     table: Table,
     rows: usize,
-    columns: Vec<Option<Box<Buffers>>>,
+    columns: Vec<Buffers>,
     /// Columns touched since the last batch, in no order.
     touched: Vec<u16>,
     is_touched: Vec<bool>,
@@ -575,7 +674,7 @@ impl Builder {
         Builder {
             table,
             rows: 0,
-            columns: (0..width).map(|_| None).collect(),
+            columns: table.columns().iter().map(|column| Buffers::new(column.kind)).collect(),
             touched: Vec::with_capacity(width),
             is_touched: vec![false; width],
         }
@@ -605,12 +704,10 @@ impl Builder {
     /// Takes back what was appended to any column for rows after the last [`Builder::advance`].
     pub fn rollback(&mut self) {
         for &index in &self.touched {
-            match self.columns[usize::from(index)].as_deref_mut() {
+            match &mut self.columns[usize::from(index)] {
                 // entries of a row that was not closed yet
-                Some(Buffers::Map(column)) if column.validity.len() >= self.rows => {
-                    column.truncate(self.rows)
-                }
-                Some(column) if column.validity().len() > self.rows => column.settle(self.rows),
+                Buffers::Map(column) if column.validity.len() >= self.rows => column.truncate(self.rows),
+                column if column.validity().len() > self.rows => column.settle(self.rows),
                 _ => {}
             }
         }
@@ -618,11 +715,10 @@ impl Builder {
 
     /// True where the column has a value for the row that is being built (one row at a time only).
     pub fn has(&self, column: usize) -> bool {
-        self.is_touched[column]
-            && self.columns[column].as_ref().is_some_and(|buffers| buffers.validity().len() > self.rows)
+        self.columns[column].validity().len() > self.rows
     }
 
-    /// Makes the column where there is none, and fills it with NULLs up to the open row.
+    /// Notes that the batch has the column, and fills it with NULLs up to the open row.
     #[cold]
     #[inline(never)]
     fn settle(&mut self, index: usize) {
@@ -631,8 +727,7 @@ impl Builder {
             self.is_touched[index] = true;
             self.touched.push(u16::try_from(index).unwrap_or(u16::MAX));
         }
-        let kind = self.table.columns()[index].kind;
-        let column = self.columns[index].get_or_insert_with(|| Box::new(Buffers::new(kind)));
+        let column = &mut self.columns[index];
         if column.validity().len() < rows {
             column.settle(rows);
         }
@@ -671,32 +766,41 @@ impl Builder {
             Buffers::U32(_) => self.rows * 4,
             Buffers::Time(_) | Buffers::U64(_) | Buffers::F64(_) => self.rows * 8,
         };
-        let touched = self.touched.iter().filter_map(|index| self.columns[usize::from(*index)].as_deref());
-        touched.map(size).sum()
+        self.touched.iter().map(|index| size(&self.columns[usize::from(*index)])).sum()
     }
 
     /// Closes the batch: its touched columns in the order of the table. None where there are no rows.
     pub fn finish(&mut self) -> Option<RecordBatch> {
+        self.finish_reusing(None)
+    }
+
+    /// [`Builder::finish`], and takes the memory of an earlier batch for the next one, as far as nobody else holds it:
+    /// memory fresh from the kernel costs as much as writing to it.
+    pub fn finish_reusing(&mut self, spare: Option<RecordBatch>) -> Option<RecordBatch> {
         let rows = std::mem::take(&mut self.rows);
         if rows == 0 {
             for index in self.touched.drain(..) {
                 self.is_touched[usize::from(index)] = false;
-                if let Some(column) = &mut self.columns[usize::from(index)] {
-                    column.settle(0);
-                }
+                self.columns[usize::from(index)].settle(0);
             }
             return None;
         }
         self.touched.sort_unstable();
         let mut fields = Vec::with_capacity(self.touched.len());
         let mut arrays = Vec::with_capacity(self.touched.len());
+        let (schema, mut spares) = match spare.map(RecordBatch::into_parts) {
+            Some((schema, spares, _)) => (Some(schema), spares.into_iter().map(Some).collect()),
+            None => (None, Vec::new()),
+        };
         for index in self.touched.drain(..).map(usize::from) {
             self.is_touched[index] = false;
-            let Some(column) = &mut self.columns[index] else { continue };
+            let column = &mut self.columns[index];
             column.settle(rows);
             let definition = &self.table.columns()[index];
             fields.push(Field::new(definition.name, definition.kind.log_type(), true));
             arrays.push(column.finish());
+            let at = schema.as_ref().and_then(|schema| schema.index_of(definition.name).ok());
+            column.reserve(rows, at.and_then(|at| spares[at].take()));
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let schema = Arc::new(Schema::new(fields));
@@ -705,22 +809,16 @@ impl Builder {
     }
 }
 
-/// The open batch of flow columns by name, for decoders that go row by row.
-impl Builder {
-    pub fn flow_ips(&mut self, column: FlowColumn) -> &mut Values<[u8; 16]> {
-        self.ips(column.index())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use arrow::array::AsArray;
+    use weir_schemas::FlowColumn;
 
     #[test]
     fn absent_columns_are_absent_and_gaps_are_null() {
         let mut builder = Builder::new(Table::Flows);
-        builder.u64s(FlowColumn::Bytes.index()).extend(3, |i| i as u64);
+        builder.u64s(FlowColumn::Bytes.index()).append(3, |values| values.extend(0..3));
         builder.advance(3);
         builder.u16s(FlowColumn::SrcPort.index()).push_n(53, 2);
         builder.advance(2);
@@ -778,12 +876,17 @@ mod tests {
                 random =
                     random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let n = (random >> 33) as usize % 70;
-                if random >> 63 == 1 {
-                    validity.valid(n);
-                } else {
-                    validity.null(n);
+                match random >> 62 {
+                    0 => validity.null(n),
+                    1 => validity.valid(n),
+                    _ => {
+                        let n = n.min(64);
+                        validity.some(random, n);
+                        model.extend((0..n).map(|row| random >> row & 1 == 1));
+                        continue;
+                    }
                 }
-                model.extend(std::iter::repeat_n(random >> 63 == 1, n));
+                model.extend(std::iter::repeat_n(random >> 62 == 1, n));
             }
             let keep = (random >> 20) as usize % (model.len() + 1);
             validity.truncate(keep);

@@ -10,15 +10,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::RecordBatch;
-use bytes::Bytes;
+use arrow::buffer::Buffer;
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use weir_schemas::Envelope;
-use weir_schemas::envelope::{Compression, encode_body};
+use weir_schemas::envelope::{Compression, encode_pieces};
 
 use crate::batch::{BatchConfig, Closed, SizeRatios};
-use crate::sink::{Acknowledged, Message, Sink, SinkError};
+use crate::sink::{Acknowledged, Body, Lease, Message, Sink, SinkError};
 
 /// What is kept while the log cannot take it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +25,7 @@ use crate::sink::{Acknowledged, Message, Sink, SinkError};
 pub struct WriterConfig {
     /// Bytes of closed batches, not yet encoded, that may wait for the writer.
     pub queue_bytes: usize,
-    /// Bytes of encoded messages that may wait for the log.
+    /// Memory of encoded messages that may wait for the log.
     pub backlog_bytes: usize,
     /// At the end: how long the log may take to acknowledge the rest.
     pub flush_timeout_ms: u64,
@@ -319,12 +318,13 @@ impl Writer {
         batch: &BatchConfig,
         config: &WriterConfig,
     ) -> Writer {
+        let compression = batch.compression.resolve(sink.compression());
         Writer {
             sink,
             queue,
             ratios,
             identity,
-            compression: batch.compression,
+            compression,
             max_bytes: batch.max_bytes,
             backlog_limit: config.backlog_bytes as u64,
             flush_timeout: Duration::from_millis(config.flush_timeout_ms),
@@ -367,26 +367,34 @@ impl Writer {
 
     fn encode(&mut self, closed: Closed) {
         let rows = closed.rows();
+        let Closed { table, batch, bytes: raw, shard, spares, .. } = closed;
         let mut messages = VecDeque::new();
         let mut failed = 0;
-        let mut todo = vec![closed.batch.clone()];
+        let mut todo = vec![batch];
         while let Some(batch) = todo.pop() {
-            match encode_body(&batch, self.compression) {
-                Ok(body) if body.len() > self.max_bytes && batch.num_rows() > 1 => {
+            let pieces = encode_pieces(&batch, self.compression);
+            let whole = batch.num_rows() as u64 == rows;
+            match pieces.map(|pieces| (pieces.iter().map(Buffer::len).sum::<usize>(), pieces)) {
+                Ok((bytes, _)) if bytes > self.max_bytes && batch.num_rows() > 1 => {
                     // In order: the first half is taken from the stack first.
-                    self.ratios.observe(closed.table, closed.bytes, body.len().max(self.max_bytes));
+                    self.ratios.observe(table, raw, bytes.max(self.max_bytes));
                     let half = batch.num_rows() / 2;
                     todo.push(batch.slice(half, batch.num_rows() - half));
                     todo.push(batch.slice(0, half));
                 }
-                Ok(body) => {
-                    if batch.num_rows() as u64 == rows {
-                        self.ratios.observe(closed.table, closed.bytes, body.len());
+                Ok((bytes, pieces)) => {
+                    if whole {
+                        self.ratios.observe(table, raw, bytes);
                     }
-                    messages.push_back(self.message(&closed, &batch, body));
+                    let Identity { collector, boot } = &self.identity;
+                    let envelope = Envelope::of(&batch, table, collector, *boot, self.next_seq);
+                    self.next_seq += 1;
+                    // the parts of a batch that was split share its memory: it is freed with the last of them
+                    let lease = whole.then(|| Lease::new(batch, table, Arc::clone(&spares)));
+                    messages.push_back(Message { envelope, body: self.body(pieces, lease), key: shard });
                 }
                 Err(error) => {
-                    tracing::error!(table = closed.table.name(), %error, "a batch cannot be encoded");
+                    tracing::error!(table = table.name(), %error, "a batch cannot be encoded");
                     failed += batch.num_rows() as u64;
                 }
             }
@@ -402,23 +410,23 @@ impl Writer {
             counters.message_bytes.observe(message.body.len() as u64);
             counters.backlog_messages += 1;
             counters.backlog_rows += u64::from(message.envelope.rows);
-            counters.backlog_bytes += message.body.len() as u64;
+            counters.backlog_bytes += message.body.memory() as u64;
         }
         drop(state);
         self.backlog.append(&mut messages);
     }
 
-    fn message(&mut self, closed: &Closed, batch: &RecordBatch, body: Vec<u8>) -> Message {
-        let Identity { collector, boot } = &self.identity;
-        let envelope = Envelope::of(batch, closed.table, collector, *boot, self.next_seq);
-        self.next_seq += 1;
-        // The encoder reserves generously: what waits in the backlog should hold what is counted.
-        let body = if body.capacity() > body.len() + body.len() / 4 {
-            Bytes::copy_from_slice(&body)
-        } else {
-            Bytes::from(body)
-        };
-        Message { envelope, body, key: closed.shard }
+    fn body(&self, pieces: Vec<Buffer>, lease: Option<Lease>) -> Body {
+        if self.compression == Compression::None {
+            return Body::lent(pieces, lease);
+        }
+        // one piece of exactly what is counted: the encoder reserves generously
+        let mut body = Vec::with_capacity(pieces.iter().map(Buffer::len).sum());
+        pieces.iter().for_each(|piece| body.extend_from_slice(piece));
+        // the pieces go before the lease does
+        drop(pieces);
+        drop(lease);
+        Body::from(body)
     }
 
     /// Hands the log what it takes.
@@ -485,7 +493,7 @@ impl Writer {
         let counters = &mut self.queue.state.lock().counters;
         counters.backlog_messages -= 1;
         counters.backlog_rows -= u64::from(message.envelope.rows);
-        counters.backlog_bytes -= message.body.len() as u64;
+        counters.backlog_bytes -= message.body.memory() as u64;
         tell(counters, u64::from(message.envelope.rows));
     }
 

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, FixedSizeBinaryArray, TimestampMicrosecondArray, UInt64Array};
+use arrow::array::{
+    ArrayRef, AsArray, FixedSizeBinaryArray, RecordBatch, TimestampMicrosecondArray, UInt64Array,
+};
 use arrow::datatypes::UInt64Type;
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -8,7 +10,7 @@ use weir_schemas::Table;
 use weir_schemas::envelope::decode_body;
 
 use super::*;
-use crate::batch::CloseCause;
+use crate::batch::{BatchCompression, CloseCause};
 use crate::testing::{Memory, MemorySink};
 
 /// A batch whose rows are numbered from `first`; `noise` makes rows that do not compress.
@@ -32,12 +34,12 @@ fn closed(first: u64, rows: u64, noise: bool) -> Closed {
     ])
     .unwrap();
     let bytes = usize::try_from(rows * 32).unwrap();
-    Closed { table: Table::Flows, batch, cause: CloseCause::Rows, shard: 5, bytes }
+    Closed { table: Table::Flows, batch, cause: CloseCause::Rows, shard: 5, bytes, spares: Arc::default() }
 }
 
 fn numbers(messages: &[Message]) -> Vec<u64> {
     let rows = |message: &Message| {
-        let batch = decode_body(&message.envelope, &message.body).unwrap();
+        let batch = decode_body(&message.envelope, &message.body.contiguous()).unwrap();
         let column = batch.column_by_name("bytes").unwrap().clone();
         column.as_primitive::<UInt64Type>().values().to_vec()
     };
@@ -52,7 +54,7 @@ fn writer(
     let sink = MemorySink::default();
     let memory = Arc::clone(&sink.0);
     let queue = Arc::new(Queue::new(queue_bytes));
-    let batch = BatchConfig { max_bytes, ..BatchConfig::default() };
+    let batch = BatchConfig { max_bytes, compression: BatchCompression::Lz4, ..BatchConfig::default() };
     let config = WriterConfig { queue_bytes, backlog_bytes, flush_timeout_ms: 50 };
     let identity = Identity { collector: "c1".into(), boot: 9 };
     let ratios = Arc::new(SizeRatios::default());

@@ -5,11 +5,12 @@ use std::io::Cursor;
 use std::panic::catch_unwind;
 
 use arrow::array::{AsArray, RecordBatch};
+use arrow::buffer::Buffer;
 use arrow::compute::{max, min};
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
-use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
+use arrow::ipc::writer::{IpcWriteOptions, StreamEncoder};
 use arrow::ipc::{CompressionType, root_as_message};
 
 use crate::tables::{SCHEMA_VERSION, Table};
@@ -134,19 +135,27 @@ impl Envelope {
     }
 }
 
-/// The body of a message: an Arrow IPC stream that holds `batch`.
-pub fn encode_body(batch: &RecordBatch, compression: Compression) -> Result<Vec<u8>, EnvelopeError> {
+/// The body of a message: an Arrow IPC stream that holds `batch`, in pieces that follow one another. Buffers that are
+/// not compressed are the batch's own.
+pub fn encode_pieces(batch: &RecordBatch, compression: Compression) -> Result<Vec<Buffer>, EnvelopeError> {
     let compression = match compression {
         Compression::None => None,
         Compression::Lz4 => Some(CompressionType::LZ4_FRAME),
         Compression::Zstd => Some(CompressionType::ZSTD),
     };
     let options = IpcWriteOptions::default().try_with_compression(compression)?;
-    let capacity = batch.get_array_memory_size() / 2 + 4096;
-    let mut writer =
-        StreamWriter::try_new_with_options(Vec::with_capacity(capacity), batch.schema_ref(), options)?;
-    writer.write(batch)?;
-    Ok(writer.into_inner()?)
+    let mut encoder = StreamEncoder::try_new_with_options(batch.schema_ref(), options)?;
+    let mut pieces = encoder.encode(batch)?;
+    pieces.extend(encoder.finish()?);
+    Ok(pieces)
+}
+
+/// The body of a message in one piece.
+pub fn encode_body(batch: &RecordBatch, compression: Compression) -> Result<Vec<u8>, EnvelopeError> {
+    let pieces = encode_pieces(batch, compression)?;
+    let mut body = Vec::with_capacity(pieces.iter().map(Buffer::len).sum());
+    pieces.iter().for_each(|piece| body.extend_from_slice(piece));
+    Ok(body)
 }
 
 /// Reads a body back; it must hold one batch of as many rows as the envelope says.

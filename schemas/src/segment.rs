@@ -148,14 +148,16 @@ pub struct FrameParts {
     pub checksum: [u8; FRAME_TAIL_BYTES],
 }
 
-/// The frame of a message around `body`.
-pub fn encode_frame(
+/// The frame of a message around `body`, which may be in several pieces.
+pub fn encode_frame<'a>(
     partition: u32,
     offset: u64,
     appended_us: i64,
     envelope: &Envelope,
-    body: &[u8],
+    body: impl IntoIterator<Item = &'a [u8], IntoIter: Clone>,
 ) -> Result<FrameParts, TooLarge> {
+    let body = body.into_iter();
+    let body_len = body.clone().map(<[u8]>::len).sum();
     let mut prefix = Vec::with_capacity(FRAME_HEAD_BYTES + 256);
     prefix.resize(FRAME_HEAD_BYTES, 0);
     let mut fits = true;
@@ -171,12 +173,12 @@ pub fn encode_frame(
         }
     }
     let headers = prefix.len() - FRAME_HEAD_BYTES;
-    let too_large = TooLarge { headers, body: body.len() };
-    if !fits || headers > MAX_HEADERS_BYTES || body.len() > MAX_BODY_BYTES {
+    let too_large = TooLarge { headers, body: body_len };
+    if !fits || headers > MAX_HEADERS_BYTES || body_len > MAX_BODY_BYTES {
         return Err(too_large);
     }
     let headers_bytes = u32::try_from(headers).map_err(|_| too_large)?;
-    let body_bytes = u32::try_from(body.len()).map_err(|_| too_large)?;
+    let body_bytes = u32::try_from(body_len).map_err(|_| too_large)?;
     prefix[..3].copy_from_slice(&MAGIC);
     prefix[3] = FRAME_VERSION;
     prefix[8..16].copy_from_slice(&offset.to_le_bytes());
@@ -188,7 +190,7 @@ pub fn encode_frame(
     prefix[4..8].copy_from_slice(&head_checksum.to_le_bytes());
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&prefix);
-    hasher.update(body);
+    body.for_each(|piece| hasher.update(piece));
     Ok(FrameParts { prefix, checksum: hasher.finalize().to_le_bytes() })
 }
 

@@ -59,6 +59,19 @@ pub(crate) enum Link {
     Transport(u8),
 }
 
+impl Link {
+    /// The values of "header_protocol" that are read (sFlow v5).
+    pub(crate) fn of_sflow(header_protocol: u32) -> Option<Link> {
+        Some(match header_protocol {
+            1 => Link::Ethernet,
+            7 | 14 => Link::Ppp,
+            11 | 12 => Link::Ip,
+            13 => Link::Mpls,
+            _ => return None,
+        })
+    }
+}
+
 /// One IP packet of a frame.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Packet {
@@ -177,8 +190,13 @@ impl Frame {
     }
 
     /// EXP bits of the labels, top first.
-    fn exps(&self) -> impl Iterator<Item = u32> + '_ {
+    pub(crate) fn exps(&self) -> impl Iterator<Item = u32> + '_ {
         self.stack().map(|entry| entry >> 9 & 7)
+    }
+
+    /// True where there are tags, labels or a tunnel.
+    pub(crate) fn is_layered(&self) -> bool {
+        self.tag_count > 0 || self.label_count > 0 || self.tunnel.is_some()
     }
 
     /// True until a tunnel was entered.

@@ -146,6 +146,7 @@ pub struct Decoder {
     exporters: Exporters,
     counters: DecodeCounters,
     netflow: Netflow,
+    sflow: sflow::Scratch,
     events: Events,
     swept_us: i64,
     reported_us: i64,
@@ -164,6 +165,7 @@ impl Decoder {
             exporters: Exporters::new(),
             counters: DecodeCounters::default(),
             netflow: Netflow::default(),
+            sflow: sflow::Scratch::default(),
             events: Events::default(),
             swept_us: i64::MIN,
             reported_us: i64::MIN,
@@ -245,7 +247,7 @@ impl Decoder {
     ) -> Result<u32, RejectReason> {
         let Some(version) = datagram.first_chunk::<2>() else { return Err(RejectReason::TooShort) };
         let version = u16::from_be_bytes(*version);
-        let Decoder { config, shared, exporters, counters, netflow, events, .. } = self;
+        let Decoder { config, shared, exporters, counters, netflow, sflow, events, .. } = self;
         let mut environment = Environment { config, shared, exporters, counters, events };
         match version {
             1 | 5 | 7 => netflow.fixed(version, datagram, meta, &mut environment, out),
@@ -254,7 +256,7 @@ impl Decoder {
             10 => netflow.sets(&message::ipfix(datagram)?, datagram.len(), meta, &mut environment, out),
             // sFlow's version is 32 bits wide: 0 and then 5
             0 => {
-                let rejected = sflow::decode(datagram, meta, exporters, config, out)?;
+                let rejected = sflow::decode(datagram, meta, exporters, config, sflow, out)?;
                 counters.sets_rejected[RejectReason::TruncatedRecord.index()] += u64::from(rejected);
                 Ok(rejected)
             }

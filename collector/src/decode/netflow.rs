@@ -87,6 +87,8 @@ pub(crate) struct Replayed {
 pub(crate) struct Netflow {
     pub(crate) pending: Pending,
     scratch: Scratch,
+    /// What the options data of v1, v5 and v7 say: they have none.
+    nothing_learned: View,
     pub(crate) work: Vec<Work>,
     /// Somebody wants to know what became of the sets: sets that waited are kept in `replayed`.
     pub(crate) trace: bool,
@@ -234,7 +236,6 @@ impl Netflow {
                 events.add(state, meta.received_us, Event::Restart, None, String::new);
             }
         }
-        let view = View::default();
         let context = SetContext {
             protocol,
             received_us: meta.received_us,
@@ -244,7 +245,7 @@ impl Netflow {
             export_us: message.export_us,
             uptime_ms: Some(message.uptime_ms),
             header_rate: message.rate,
-            view: &view,
+            view: &self.nothing_learned,
             config,
             exporter: &state.config,
             around: Around { near_us: meta.received_us, dictionary: Dictionary::builtin(), templates: None },

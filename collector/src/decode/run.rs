@@ -15,7 +15,7 @@ use super::records::{Fixed, Picked, Records, Walked};
 use super::sampling::{RateSource, View, out_of_rate, packets_rate, plausible};
 use super::totals::Totals;
 use super::wire::{float, ntp_us, octets, u32_at, unsigned};
-use crate::columns::{Builder, Values};
+use crate::columns::{Builder, Item, Values};
 
 /// What all records of a set have in common.
 #[derive(Debug, Clone, Copy)]
@@ -254,9 +254,13 @@ fn run_step<R: Records>(step: &Step, records: &R, out: &mut Builder, bad_texts: 
     let column = step.column.index();
     let (n, span) = (records.count(), step.span);
     match step.conversion {
-        Conversion::Ipv4 => fill(out.ips(column), n, |values| records.extend(span, values, mapped)),
-        Conversion::Ipv6 => fill(out.ips(column), n, |values| records.extend(span, values, |octets| octets)),
-        Conversion::Mac => fill(out.macs(column), n, |values| records.extend(span, values, |octets| octets)),
+        Conversion::Ipv4 => {
+            out.ips(column).append(n, |v| records.extend(span, v, |octets| mapped(octets).stored()));
+        }
+        Conversion::Ipv6 => {
+            out.ips(column).append(n, |v| records.extend(span, v, |octets: [u8; 16]| octets.stored()));
+        }
+        Conversion::Mac => out.macs(column).append(n, |v| records.extend(span, v, |octets| octets)),
         Conversion::Text => {
             let texts = out.texts(column);
             for row in 0..n {
@@ -282,30 +286,29 @@ fn run_step<R: Records>(step: &Step, records: &R, out: &mut Builder, bad_texts: 
     false
 }
 
-fn fill<T>(column: &mut Values<T>, n: usize, append: impl FnOnce(&mut Vec<T>)) {
-    append(&mut column.values);
-    column.validity.valid(n);
-}
-
 /// Numbers that fit their column, of the usual widths: loops without a decision in them. False for others.
 fn number<R: Records>(step: &Step, records: &R, out: &mut Builder) -> bool {
     let (n, span, column) = (records.count(), step.span, step.column.index());
     match (step.column.column().kind, span.width) {
-        (Kind::U8, 1) => fill(out.u8s(column), n, |v| records.extend(span, v, |[a]: [u8; 1]| a)),
-        (Kind::U16, 1) => fill(out.u16s(column), n, |v| records.extend(span, v, |[a]: [u8; 1]| u16::from(a))),
-        (Kind::U16, 2) => fill(out.u16s(column), n, |v| records.extend(span, v, u16::from_be_bytes)),
-        (Kind::U32, 1) => fill(out.u32s(column), n, |v| records.extend(span, v, |[a]: [u8; 1]| u32::from(a))),
-        (Kind::U32, 2) => fill(out.u32s(column), n, |v| {
+        (Kind::U8, 1) => out.u8s(column).append(n, |v| records.extend(span, v, |[a]: [u8; 1]| a)),
+        (Kind::U16, 1) => {
+            out.u16s(column).append(n, |v| records.extend(span, v, |[a]: [u8; 1]| u16::from(a)));
+        }
+        (Kind::U16, 2) => out.u16s(column).append(n, |v| records.extend(span, v, u16::from_be_bytes)),
+        (Kind::U32, 1) => {
+            out.u32s(column).append(n, |v| records.extend(span, v, |[a]: [u8; 1]| u32::from(a)));
+        }
+        (Kind::U32, 2) => out.u32s(column).append(n, |v| {
             records.extend(span, v, |octets| u32::from(u16::from_be_bytes(octets)));
         }),
-        (Kind::U32, 3) => fill(out.u32s(column), n, |v| {
+        (Kind::U32, 3) => out.u32s(column).append(n, |v| {
             records.extend(span, v, |[a, b, c]: [u8; 3]| u32::from_be_bytes([0, a, b, c]));
         }),
-        (Kind::U32, 4) => fill(out.u32s(column), n, |v| records.extend(span, v, u32::from_be_bytes)),
-        (Kind::U64, 4) => fill(out.u64s(column), n, |v| {
+        (Kind::U32, 4) => out.u32s(column).append(n, |v| records.extend(span, v, u32::from_be_bytes)),
+        (Kind::U64, 4) => out.u64s(column).append(n, |v| {
             records.extend(span, v, |octets| u64::from(u32::from_be_bytes(octets)));
         }),
-        (Kind::U64, 8) => fill(out.u64s(column), n, |v| records.extend(span, v, u64::from_be_bytes)),
+        (Kind::U64, 8) => out.u64s(column).append(n, |v| records.extend(span, v, u64::from_be_bytes)),
         _ => return false,
     }
     true
@@ -327,7 +330,7 @@ fn slow_number<R: Records>(step: &Step, records: &R, out: &mut Builder) -> bool 
             }
         }
     };
-    fn put<T: Copy + Default + TryFrom<u64>>(
+    fn put<T: Item + TryFrom<u64>>(
         column: &mut Values<T>,
         n: usize,
         mut value: impl FnMut(usize) -> Option<u64>,
@@ -476,7 +479,7 @@ fn times<R: Records>(
             [(has_start, FlowColumn::StartTime, starts), (has_end, FlowColumn::EndTime, ends)]
         {
             if has {
-                fill(out.times(column.index()), n, |values| values.extend_from_slice(times));
+                out.times(column.index()).append(n, |values| values.extend_from_slice(times));
             }
         }
         return uptimes_known;
@@ -619,7 +622,6 @@ fn sampling<R: Records>(
         out.labels(source).push_n(rest_source.label(), n);
         return rest;
     }
-    let mut last = (None, rest, rest_source);
     let find = |row: usize, sampler: Option<u64>| {
         let number = |span: Span| unsigned(records.bytes(row, span));
         let in_record = sampling.rates.iter().find_map(|rate| record_rate(*rate, row, records, exporter));
@@ -637,18 +639,32 @@ fn sampling<R: Records>(
         }
         (rest, rest_source)
     };
-    for row in 0..n {
-        let sampler = by_sampler.map(|span| unsigned(records.bytes(row, span)));
-        // one sampler for most records: look it up where it changes
-        let same = row > 0 && sampling.rates.is_empty() && !by_interface && last.0 == sampler;
-        if !same {
-            let (rate, why) = find(row, sampler);
-            last = (sampler, rate, why);
+    let mut put = |(rate, why): (Option<f64>, RateSource), n: usize| {
+        match rate {
+            Some(rate) => out.f64s(column).push_n(rate, n),
+            None => out.f64s(column).push_nulls(n),
         }
-        out.f64s(column).push_option(last.1);
-        out.labels(source).push(last.2.label());
+        out.labels(source).push_n(why.label(), n);
+    };
+    // one sampler, and one rate, for most records: it is looked up where the sampler changes, and written where the rate
+    // does
+    let by_sampler_only = sampling.rates.is_empty() && !by_interface;
+    let (mut sampler, mut last, mut run) = (None, (rest, rest_source), 0);
+    for row in 0..n {
+        let this = by_sampler.map(|span| unsigned(records.bytes(row, span)));
+        if row > 0 && by_sampler_only && this == sampler {
+            run += 1;
+            continue;
+        }
+        sampler = this;
+        let found = find(row, sampler);
+        if found != last && run > 0 {
+            put(last, std::mem::take(&mut run));
+        }
+        (last, run) = (found, run + 1);
     }
-    last.1
+    put(last, run);
+    last.0
 }
 
 fn record_rate<R: Records>(rate: Rate, row: usize, records: &R, exporter: &ExporterConfig) -> Option<f64> {
@@ -686,18 +702,19 @@ fn icmp_in_port<R: Records>(icmp: &IcmpInPort, records: &R, out: &mut Builder, s
     if !protocols.iter().fold(false, |any, protocol| any | (*protocol == 1) | (*protocol == 58)) {
         return;
     }
-    let is_icmp = |row: usize| matches!(protocols.get(row), Some(1 | 58));
+    // the few rows that have them, and runs of rows without between
     for (column, at) in [(FlowColumn::IcmpType, 0), (FlowColumn::IcmpCode, 1)] {
         let values = out.u8s(column.index());
-        for row in 0..n {
-            if !is_icmp(row) {
-                values.push_null();
-                continue;
-            }
+        let mut rest = protocols.as_slice();
+        while let Some(before) = rest.iter().position(|protocol| matches!(protocol, 1 | 58)) {
+            let row = n - rest.len() + before;
             let no_source = icmp.src_port.is_none_or(|span| unsigned(records.bytes(row, span)) == 0);
             let value = records.bytes(row, icmp.dst_port).get(at).copied();
+            values.push_nulls(before);
             values.push_option(value.filter(|_| no_source));
+            rest = rest.get(before + 1..).unwrap_or_default();
         }
+        values.push_nulls(rest.len());
     }
 }
 
@@ -738,13 +755,12 @@ fn properties<R: Records>(plan: &RowPlan, records: &R, out: &mut Builder) {
 
 /// Names for application ids, from the exporter's option table.
 fn application_names<R: Records>(plan: &RowPlan, records: &R, context: &SetContext<'_>, out: &mut Builder) {
-    let step = |column| plan.steps.iter().find(|step| step.column == column);
     let applications = &context.view.applications;
-    let (Some(id), None, false) =
-        (step(FlowColumn::AppId), step(FlowColumn::AppName), applications.is_empty())
-    else {
+    if applications.is_empty() {
         return;
-    };
+    }
+    let step = |column| plan.steps.iter().find(|step| step.column == column);
+    let (Some(id), None) = (step(FlowColumn::AppId), step(FlowColumn::AppName)) else { return };
     let texts = out.texts(FlowColumn::AppName.index());
     for row in 0..records.count() {
         match applications.get(records.bytes(row, id.span)) {

@@ -24,6 +24,7 @@
 pub(crate) mod counters;
 pub(crate) mod formats;
 pub(crate) mod hosts;
+mod plain;
 pub(crate) mod records;
 mod sequence;
 mod state;
@@ -33,6 +34,7 @@ use weir_schemas::{Address, FlowColumn};
 
 pub(crate) use state::AgentState;
 
+use self::plain::{Plain, PlainRecords};
 use self::records::{Context, Row};
 use self::state::{Series, SourceId};
 use self::xdr::Xdr;
@@ -111,6 +113,13 @@ impl Policy {
     }
 }
 
+/// What is kept from datagram to datagram, for its memory.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// Rows of `flows` whose columns are not written yet.
+    plain: Vec<Plain>,
+}
+
 /// Rows that a datagram gave.
 #[derive(Default)]
 struct Rows {
@@ -126,8 +135,10 @@ pub(crate) fn decode(
     meta: &DatagramMeta,
     exporters: &mut Exporters,
     config: &DecodeConfig,
+    scratch: &mut Scratch,
     out: &mut Batches,
 ) -> Result<u32, RejectReason> {
+    scratch.plain.clear();
     let mut xdr = Xdr(datagram);
     let header = Header::read(&mut xdr)?;
     // sFlow v5, rule 35: an agent without an address is known by its sender
@@ -141,7 +152,7 @@ pub(crate) fn decode(
     let policy = Policy::new(&state.config, config);
     let datagram = Datagram { header, exporter, meta, policy: &policy };
     let mut rows = Rows::default();
-    let rejected = samples(xdr, &datagram, state, &mut agent, &mut rows, out);
+    let rejected = samples(xdr, &datagram, state, &mut agent, &mut rows, scratch, out);
     state.sflow = Some(agent);
     state.counters.flows += rows.flows as u64;
     state.counters.counter_samples += rows.counters as u64;
@@ -158,6 +169,7 @@ fn samples(
     state: &mut ExporterState,
     agent: &mut AgentState,
     rows: &mut Rows,
+    scratch: &mut Scratch,
     out: &mut Batches,
 ) -> u32 {
     let mut rejected = 0;
@@ -172,7 +184,8 @@ fn samples(
         match format {
             1 | 3 => {
                 let builder = &mut out.flows;
-                if datagram.flow(format == 3, sample, state, agent, &mut context, builder).is_some() {
+                let plain = &mut scratch.plain;
+                if datagram.flow(format == 3, sample, state, agent, &mut context, plain, builder).is_some() {
                     builder.advance(1);
                     rows.flows += 1;
                 } else {
@@ -201,13 +214,14 @@ fn samples(
         }
         rejected += context.bad;
     }
+    plain::flush(&mut scratch.plain, &mut out.flows);
     state.counters.records_skipped += u64::from(context.skipped);
     datagram.close_counters(&context, out);
     rejected
 }
 
 /// An interface of a sample: a form and a value ("interface_expanded").
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Interface {
     form: u32,
     value: u32,
@@ -268,8 +282,26 @@ fn forwarding_status(reason: u32) -> u8 {
     }
 }
 
+/// Accounts for a flow sample by its numbers; answers the rate that they tell.
+fn account(
+    source: SourceId,
+    number: u32,
+    pool: u32,
+    drops: u32,
+    state: &mut ExporterState,
+    agent: &mut AgentState,
+) -> Option<f64> {
+    let known = agent.source(source, state.established)?;
+    if !known.sample(Series::Flows, number, &mut state.counters) {
+        return None;
+    }
+    known.drops(Series::Flows, drops, &mut state.counters);
+    known.effective_rate(number, pool)
+}
+
 impl Datagram<'_> {
-    /// A flow sample; None where it is not worth a row.
+    /// A flow sample; None where it is not worth a row. Rows of `waiting` are complete but for the columns in it.
+    #[expect(clippy::too_many_arguments, reason = "the state of all samples")]
     fn flow(
         &self,
         expanded: bool,
@@ -277,6 +309,7 @@ impl Datagram<'_> {
         state: &mut ExporterState,
         agent: &mut AgentState,
         context: &mut Context,
+        waiting: &mut Vec<Plain>,
         out: &mut Builder,
     ) -> Option<()> {
         let number = xdr.u32()?;
@@ -289,27 +322,49 @@ impl Datagram<'_> {
             (Interface::compact(xdr.u32()?), Interface::compact(xdr.u32()?))
         };
         let count = xdr.u32()?;
+        let (rate, rate_source) = self.policy.rate(rate);
+        let direction = direction(source, input, output);
+        // what a row of its own is needed for: the reason of a discard, how many "multiple" are
+        let usual = |interface: Interface| interface.form == 0;
+        let plain = (usual(input) && usual(output)).then(|| PlainRecords::read(xdr, count)).flatten();
+        if let Some(records) = plain {
+            if waiting.len() == plain::MOST {
+                plain::flush(waiting, out);
+            }
+            let mut row = Row::new(out);
+            context.bad += records.write(&mut row);
+            row.close();
+            let effective = account(source, number, pool, drops, state, agent);
+            state.sampling_rate = rate.or(state.sampling_rate);
+            waiting.push(Plain {
+                rate,
+                rate_source,
+                effective,
+                input,
+                output,
+                direction,
+                ..Plain::default()
+            });
+            if let Some(sample) = waiting.last_mut() {
+                records.parse(sample);
+            }
+            return Some(());
+        }
+        plain::flush(waiting, out);
         let mut row = Row::new(out);
         if !row.packet(xdr, count, context) {
             row.close();
             return None;
         }
-        let (rate, rate_source) = self.policy.rate(rate);
         row.out.labels(FlowColumn::SamplingSource.index()).push(rate_source);
         if let Some(rate) = rate {
             row.out.f64s(FlowColumn::SamplingRate.index()).push(rate);
             state.sampling_rate = Some(rate);
         }
-        if let Some(known) = agent.source(source, state.established) {
-            let newer = known.sample(Series::Flows, number, &mut state.counters);
-            if newer {
-                known.drops(Series::Flows, drops, &mut state.counters);
-                if let Some(rate) = known.effective_rate(number, pool) {
-                    row.out.f64s(FlowColumn::SamplingEffective.index()).push(rate);
-                }
-            }
+        if let Some(rate) = account(source, number, pool, drops, state, agent) {
+            row.out.f64s(FlowColumn::SamplingEffective.index()).push(rate);
         }
-        row.interfaces(input, output, direction(source, input, output));
+        row.interfaces(input, output, direction);
         if output.form == 1 {
             row.dropped(output.value);
         }

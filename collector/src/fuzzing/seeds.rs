@@ -243,7 +243,7 @@ pub(super) fn segment() -> Vec<Vec<u8>> {
     let mut parts = Vec::new();
     for offset in 0..3 {
         let body = [7_u8; 50];
-        let frame = encode_frame(0, offset, START_US, &envelope_of(3), &body).unwrap();
+        let frame = encode_frame(0, offset, START_US, &envelope_of(3), [&body[..]]).unwrap();
         whole.extend([&frame.prefix[..], &body, &frame.checksum].concat());
         let headers = &frame.prefix[40..];
         let lengths = [headers.len(), body.len()].map(|length| u16::try_from(length).unwrap().to_le_bytes());

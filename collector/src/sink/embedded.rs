@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use partition::{Partition, WriteError};
 use serde::{Deserialize, Serialize};
+use weir_schemas::envelope::Compression;
 use weir_schemas::segment::{LOCK_FILE, partition_number};
 
 use super::{Acknowledged, Message, Sink, SinkError};
@@ -356,6 +357,11 @@ impl Sink for EmbeddedSink {
             }
             std::thread::sleep(RETRY_AFTER.min(deadline.saturating_duration_since(Instant::now())));
         }
+    }
+
+    /// A local disk takes bytes for less than compressing them costs.
+    fn compression(&self) -> Compression {
+        Compression::None
     }
 
     fn in_flight(&self) -> u64 {

@@ -444,10 +444,11 @@ fn send(
         });
     let partition = message.key % u64::from(partitions.max(1));
     let key = message.key.to_be_bytes();
+    let payload = message.body.contiguous();
     let record = BaseRecord::with_opaque_to(topic, number)
         .partition(i32::try_from(partition).unwrap_or(0))
         .key(&key)
-        .payload(&message.body[..])
+        .payload(&payload[..])
         .headers(headers);
     producer
         .send(record)

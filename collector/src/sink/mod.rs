@@ -1,19 +1,23 @@
 //! The way out: messages to the log. One trait, two logs: embedded segments and Apache Kafka.
 
+mod body;
 pub mod embedded;
 pub mod kafka;
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use weir_schemas::Envelope;
+use weir_schemas::envelope::Compression;
+
+pub use body::Body;
+pub(crate) use body::Lease;
 
 /// A batch ready for the log.
 #[derive(Debug, Clone)]
 pub struct Message {
     pub envelope: Envelope,
-    /// Arrow IPC stream ([`weir_schemas::envelope::encode_body`]).
-    pub body: Bytes,
+    /// Arrow IPC stream ([`weir_schemas::envelope::encode_pieces`]).
+    pub body: Body,
     /// Messages of one key stay in order: the shard's number, or a hash of the exporter's address.
     pub key: u64,
 }
@@ -48,6 +52,11 @@ pub trait Sink: Send {
 
     /// Waits until all that was appended is acknowledged, up to `timeout`; returns what was acknowledged meanwhile.
     fn flush(&mut self, timeout: Duration) -> Acknowledged;
+
+    /// The compression that pays here, where the configuration asks for none in particular.
+    fn compression(&self) -> Compression {
+        Compression::Lz4
+    }
 
     /// Messages appended and not yet acknowledged.
     fn in_flight(&self) -> u64;

@@ -1,6 +1,5 @@
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
 use proptest::prelude::*;
 use weir_collector::sink::embedded::{EmbeddedConfig, EmbeddedSink, Fsync};
 use weir_collector::sink::{Message, Sink};
@@ -24,7 +23,7 @@ fn message(number: u64, bytes: usize) -> Message {
         min_time_us: 0,
         max_time_us: 0,
     };
-    Message { envelope, body: Bytes::from(vec![number.to_le_bytes()[0]; bytes]), key: number }
+    Message { envelope, body: vec![number.to_le_bytes()[0]; bytes].into(), key: number }
 }
 
 fn config() -> EmbeddedConfig {

@@ -92,7 +92,7 @@ fn message(number: u64, key: u64, bytes: usize) -> SinkMessage {
         min_time_us: 0,
         max_time_us: 0,
     };
-    SinkMessage { envelope, body: Bytes::from(vec![number.to_le_bytes()[0]; bytes]), key }
+    SinkMessage { envelope, body: vec![number.to_le_bytes()[0]; bytes].into(), key }
 }
 
 /// Offers a message until it is taken.

@@ -168,15 +168,9 @@ impl<'a> Row<'a> {
         // a header length that lies is cut to what is there
         let header = xdr.0.get(..length).unwrap_or(xdr.0);
         self.out.u64s(FlowColumn::Bytes.index()).push(u64::from(frame_length));
-        let link = match protocol {
-            1 => Link::Ethernet,
-            7 | 14 => Link::Ppp,
-            11 | 12 => Link::Ip,
-            13 => Link::Mpls,
-            _ => {
-                context.skipped += 1;
-                return Some(());
-            }
+        let Some(link) = Link::of_sflow(protocol) else {
+            context.skipped += 1;
+            return Some(());
         };
         let frame: Frame = frame::parse(link, header);
         frame.write(self.out);
@@ -274,7 +268,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    fn extended_switch(&mut self, mut xdr: Xdr<'_>) -> Option<()> {
+    pub(super) fn extended_switch(&mut self, mut xdr: Xdr<'_>) -> Option<()> {
         use FlowColumn::{DstPriority, DstVlan, SrcPriority, SrcVlan};
         for (vlan, priority) in [(SrcVlan, SrcPriority), (DstVlan, DstPriority)] {
             // 0xffffffff: unknown
@@ -288,7 +282,7 @@ impl<'a> Row<'a> {
         Some(())
     }
 
-    fn extended_router(&mut self, mut xdr: Xdr<'_>) -> Option<()> {
+    pub(super) fn extended_router(&mut self, mut xdr: Xdr<'_>) -> Option<()> {
         if let Some(next_hop) = xdr.address()? {
             put!(self, ips, NextHop, next_hop.0);
         }
@@ -302,7 +296,7 @@ impl<'a> Row<'a> {
         Some(())
     }
 
-    fn extended_gateway(&mut self, mut xdr: Xdr<'_>) -> Option<()> {
+    pub(super) fn extended_gateway(&mut self, mut xdr: Xdr<'_>) -> Option<()> {
         let next_hop = xdr.address()?;
         let (own, src, src_peer, segments) = (xdr.u32()?, xdr.u32()?, xdr.u32()?, xdr.u32()?);
         let path = AsPath::read(&mut xdr, segments)?;

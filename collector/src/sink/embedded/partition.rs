@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -13,7 +13,7 @@ use weir_schemas::segment::{
 };
 
 use super::{EmbeddedError, EmbeddedStats, io_error, sync_directory};
-use crate::sink::{Acknowledged, Message};
+use crate::sink::{Acknowledged, Body, Message};
 
 /// How far offsets jump where the clock does not carry them over what may have been given away.
 const JUMP: u64 = 1 << 20;
@@ -248,7 +248,7 @@ impl Partition {
             self.sync(stats)?;
         }
         let offset = self.next;
-        let parts = encode_frame(self.number, offset, now_us, &message.envelope, &message.body);
+        let parts = encode_frame(self.number, offset, now_us, &message.envelope, message.body.pieces());
         let parts = parts.map_err(WriteError::TooLarge)?;
         let size = parts.frame_bytes(message.body.len()) as u64;
         if self.active.as_ref().is_some_and(|active| active.bytes > 0 && active.bytes + size > segment_bytes)
@@ -267,19 +267,15 @@ impl Partition {
         Ok(())
     }
 
-    fn write(&mut self, offset: u64, now_us: i64, parts: &FrameParts, body: &[u8]) -> Result<(), WriteError> {
+    fn write(&mut self, offset: u64, now_us: i64, parts: &FrameParts, body: &Body) -> Result<(), WriteError> {
         let active = match self.active.take() {
             Some(active) => active,
             None => self.create_segment(offset)?,
         };
         let path = self.segment(active.first);
         let active = self.active.insert(active);
-        let (body_at, tail_at) = (parts.prefix.len() as u64, (parts.prefix.len() + body.len()) as u64);
-        let written = active
-            .file
-            .write_all_at(&parts.prefix, active.bytes)
-            .and_then(|()| active.file.write_all_at(body, active.bytes + body_at))
-            .and_then(|()| active.file.write_all_at(&parts.checksum, active.bytes + tail_at));
+        let pieces = std::iter::once(&parts.prefix[..]).chain(body.pieces()).chain([&parts.checksum[..]]);
+        let written = write_pieces(&active.file, active.bytes, pieces);
         if let Err(source) = written {
             // no reader looks there; the room is given back, and the next frame is written over it in any case
             active.file.set_len(active.bytes).ok();
@@ -334,7 +330,8 @@ impl Partition {
         let pending = std::mem::take(&mut self.pending);
         let mut written = Ok(());
         for Pending { offset, appended_us, message } in &pending {
-            let parts = encode_frame(self.number, *offset, *appended_us, &message.envelope, &message.body);
+            let pieces = message.body.pieces();
+            let parts = encode_frame(self.number, *offset, *appended_us, &message.envelope, pieces);
             written = parts
                 .map_err(WriteError::TooLarge)
                 .and_then(|parts| self.write(*offset, *appended_us, &parts, &message.body));
@@ -438,6 +435,22 @@ impl Partition {
         }
         true
     }
+}
+
+/// Writes pieces one after the other from `at` on, with as few system calls as they need.
+fn write_pieces<'a>(mut file: &File, at: u64, pieces: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
+    file.seek(SeekFrom::Start(at))?;
+    let mut slices: Vec<IoSlice<'_>> = pieces.filter(|piece| !piece.is_empty()).map(IoSlice::new).collect();
+    let mut rest = &mut slices[..];
+    while !rest.is_empty() {
+        match file.write_vectored(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut rest, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn machine_boot() -> u64 {

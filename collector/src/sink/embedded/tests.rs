@@ -1,6 +1,5 @@
 use std::os::unix::fs::FileExt;
 
-use bytes::Bytes;
 use proptest::prelude::*;
 use weir_schemas::segment::{COMMITTED_FILE, HEAD_FILE, Mark, Scanner, Step, segment_first};
 use weir_schemas::tables::SCHEMA_VERSION;
@@ -19,7 +18,7 @@ fn message(number: u64, bytes: usize) -> Message {
         min_time_us: 0,
         max_time_us: 0,
     };
-    Message { envelope, body: Bytes::from(vec![number.to_le_bytes()[0]; bytes]), key: number }
+    Message { envelope, body: vec![number.to_le_bytes()[0]; bytes].into(), key: number }
 }
 
 fn config(fsync: Fsync) -> EmbeddedConfig {

@@ -1,0 +1,69 @@
+//! Nanoseconds a flow sample from datagram to columns, beside `flowparser-sflow` on the same bytes (which does not parse
+//! the sampled header). Ratios within one run are what counts.
+#![allow(missing_docs, reason = "what the macros make")]
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use flowparser_sflow::SflowParser;
+use weir_benches::{START_US, Stream, stream};
+use weir_collector::decode::{Batches, DatagramMeta, DecodeConfig, Decoder, SharedState};
+use weir_collector::generate::Protocol;
+use weir_schemas::Address;
+
+const ROWS: u64 = 60_000;
+
+/// A decoder with its batches, and the memory of the last ones, as a shard has them.
+struct Weir {
+    decoder: Decoder,
+    batches: Batches,
+    spares: [Option<RecordBatch>; 7],
+}
+
+impl Weir {
+    fn new() -> Weir {
+        let decoder = Decoder::new(Arc::new(DecodeConfig::default()), Arc::new(SharedState::new()));
+        Weir { decoder, batches: Batches::new(), spares: [const { None }; 7] }
+    }
+
+    /// Decodes the stream into one batch of each table.
+    fn decode(&mut self, stream: &Stream) {
+        let meta = DatagramMeta {
+            sender: Address::v4([127, 1, 0, 1]),
+            sender_port: 50_000,
+            local_port: 2055,
+            received_us: START_US + 1_000_000,
+        };
+        for datagram in &stream.datagrams {
+            black_box(self.decoder.decode(datagram, &meta, &mut self.batches));
+        }
+        for (builder, spare) in self.batches.all_mut().into_iter().zip(&mut self.spares) {
+            *spare = builder.finish_reusing(spare.take());
+        }
+    }
+}
+
+fn sflow(criterion: &mut Criterion) {
+    let stream = stream(Protocol::SFlow5, ROWS);
+    let mut group = criterion.benchmark_group("sflow5");
+    group.throughput(Throughput::Elements(stream.rows)).sample_size(20);
+    group.bench_function("weir", |bencher| {
+        let mut weir = Weir::new();
+        weir.decode(&stream);
+        bencher.iter(|| weir.decode(&stream));
+    });
+    group.bench_function("flowparser-sflow", |bencher| {
+        let parser = SflowParser::default();
+        bencher.iter(|| {
+            for datagram in &stream.datagrams {
+                black_box(parser.parse_bytes(datagram));
+            }
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, sflow);
+criterion_main!(benches);

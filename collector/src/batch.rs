@@ -222,9 +222,9 @@ impl Batcher {
 
     /// Where no batch is open: [`JournalPart::low`] of the batch that was closed last. When the log has reached it, it
     /// has everything.
-    pub fn idle_low(&self) -> Option<u64> {
-        let progress = self.progress.as_ref()?;
-        progress.opened.iter().all(Option::is_none).then_some(progress.low)
+    pub fn idle_low(&mut self) -> Option<u64> {
+        let is_idle = self.open_rows() == 0;
+        self.progress.as_ref().filter(|_| is_idle).map(|progress| progress.low)
     }
 
     /// Where the decoder appends.

@@ -4,6 +4,7 @@
 //! `cargo run --release -p weir-collector --example load -- PROTOCOL DATAGRAMS_PER_SECOND SECONDS [SHARDS [COMPRESSION
 //! [MAX_BYTES]]]` (PROTOCOL: netflow5, netflow9, ipfix, sflow5 or `junk`; a rate of 0 sends as fast as it goes;
 //! COMPRESSION and MAX_BYTES as in `[batch]`)
+//! With NO_JOURNAL=1 it keeps no journal: what that costs.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
@@ -89,7 +90,14 @@ async fn main() {
     let sink = EmbeddedSink::open(&directory.path().join("log"), EmbeddedConfig::default()).unwrap();
     let sockets = config.bind().unwrap();
     let port = sockets[0].local_addr().port();
-    let deps = CollectorDeps { data_dir: directory.path().to_owned(), sockets, sink: Box::new(sink) };
+    let memory = |_| config.receive.journal_memory().unwrap();
+    let journals = if std::env::var_os("NO_JOURNAL").is_some() {
+        Vec::new()
+    } else {
+        (0..config.receive.shard_count()).map(memory).collect()
+    };
+    let deps =
+        CollectorDeps { data_dir: directory.path().to_owned(), sockets, sink: Box::new(sink), journals };
     let collector = Collector::new(&config, deps).unwrap();
     let metrics = collector.metrics().clone();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

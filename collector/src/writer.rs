@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::buffer::Buffer;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use weir_schemas::Envelope;
 use weir_schemas::envelope::{Compression, encode_pieces};
 
-use crate::batch::{BatchConfig, Closed, SizeRatios};
+use crate::batch::{BatchConfig, CloseCause, Closed, SizeRatios};
 use crate::sink::{Acknowledged, Body, Lease, Message, Sink, SinkError};
 
 /// What is kept while the log cannot take it.
@@ -110,7 +111,7 @@ pub struct WriterCounters {
     pub dropped_rows: [u64; DropReason::ALL.len()],
     pub dropped_batches: [u64; DropReason::ALL.len()],
     /// Closed by the shards, by [`crate::batch::CloseCause`].
-    pub closed_batches: [u64; 4],
+    pub closed_batches: [u64; CloseCause::ALL.len()],
     pub closed_rows: u64,
     pub closed_bytes: u64,
     pub batch_rows: Sizes,
@@ -291,6 +292,8 @@ pub struct Writer {
     next_seq: u64,
     backlog: VecDeque<Message>,
     last_warning: Option<Instant>,
+    /// By shard: all rows of the datagrams before this one of its journal are in the log.
+    lows: Vec<Arc<AtomicU64>>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -331,7 +334,13 @@ impl Writer {
             next_seq: 0,
             backlog: VecDeque::new(),
             last_warning: None,
+            lows: Vec::new(),
         }
+    }
+
+    /// Tells the shards, through these, how far the log is in their journals.
+    pub fn tell(&mut self, lows: Vec<Arc<AtomicU64>>) {
+        self.lows = lows;
     }
 
     /// Writes until the queue is closed and empty and the log has acknowledged everything, or takes too long for it.
@@ -367,9 +376,9 @@ impl Writer {
 
     fn encode(&mut self, closed: Closed) {
         let rows = closed.rows();
-        let Closed { table, batch, bytes: raw, shard, spares, .. } = closed;
+        let Closed { table, batch, bytes: raw, shard, spares, part, .. } = closed;
         let mut messages = VecDeque::new();
-        let mut failed = 0;
+        let (mut failed, mut done) = (0, 0);
         let mut todo = vec![batch];
         while let Some(batch) = todo.pop() {
             let pieces = encode_pieces(&batch, self.compression);
@@ -386,16 +395,21 @@ impl Writer {
                     if whole {
                         self.ratios.observe(table, raw, bytes);
                     }
+                    done += batch.num_rows() as u64;
+                    let is_last = done == rows;
                     let Identity { collector, boot } = &self.identity;
-                    let envelope = Envelope::of(&batch, table, collector, *boot, self.next_seq);
+                    let mut envelope = Envelope::of(&batch, table, collector, *boot, self.next_seq);
+                    envelope.covered = part.map(|part| part.covered(shard, (!is_last).then_some(done)));
+                    let low = part.filter(|_| is_last).map(|part| part.low);
                     self.next_seq += 1;
                     // the parts of a batch that was split share its memory: it is freed with the last of them
                     let lease = whole.then(|| Lease::new(batch, table, Arc::clone(&spares)));
-                    messages.push_back(Message { envelope, body: self.body(pieces, lease), key: shard });
+                    messages.push_back(Message { envelope, body: self.body(pieces, lease), key: shard, low });
                 }
                 Err(error) => {
                     tracing::error!(table = table.name(), %error, "a batch cannot be encoded");
                     failed += batch.num_rows() as u64;
+                    done += batch.num_rows() as u64;
                 }
             }
         }
@@ -447,6 +461,11 @@ impl Writer {
                 );
             }
             let refused = result.is_err();
+            // Taken or refused for good, the crash of this process changes nothing about it any more.
+            let shard = usize::try_from(message.key).unwrap_or(usize::MAX);
+            if let (Some(low), Some(told)) = (message.low, self.lows.get(shard)) {
+                told.store(low, Ordering::Release);
+            }
             self.unload(|counters, rows| {
                 if refused {
                     counters.drop_rows(DropReason::Refused, rows);

@@ -34,7 +34,8 @@ fn closed(first: u64, rows: u64, noise: bool) -> Closed {
     ])
     .unwrap();
     let bytes = usize::try_from(rows * 32).unwrap();
-    Closed { table: Table::Flows, batch, cause: CloseCause::Rows, shard: 5, bytes, spares: Arc::default() }
+    let spares = Arc::default();
+    Closed { table: Table::Flows, batch, cause: CloseCause::Rows, shard: 5, bytes, spares, part: None }
 }
 
 fn numbers(messages: &[Message]) -> Vec<u64> {

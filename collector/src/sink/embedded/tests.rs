@@ -17,8 +17,9 @@ fn message(number: u64, bytes: usize) -> Message {
         rows: 10,
         min_time_us: 0,
         max_time_us: 0,
+        covered: None,
     };
-    Message { envelope, body: vec![number.to_le_bytes()[0]; bytes].into(), key: number }
+    Message { envelope, body: vec![number.to_le_bytes()[0]; bytes].into(), key: number, low: None }
 }
 
 fn config(fsync: Fsync) -> EmbeddedConfig {

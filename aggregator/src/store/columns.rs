@@ -390,7 +390,11 @@ fn dense_dictionary(values: &[i64], least: i64, greatest: i64) -> Option<Diction
 /// The least and greatest of integers.
 fn extremes(values: &[i64]) -> Option<(i64, i64)> {
     let first = *values.first()?;
-    Some(values.iter().fold((first, first), |(least, greatest), value| (least.min(*value), greatest.max(*value))))
+    Some(
+        values
+            .iter()
+            .fold((first, first), |(least, greatest), value| (least.min(*value), greatest.max(*value))),
+    )
 }
 
 struct Writer {
@@ -428,12 +432,12 @@ impl Writer {
                     }
                 };
                 let found = match range {
-                    Some((least, greatest)) if !self.options.delta => {
-                        match greatest.checked_sub(least) {
-                            Some(distance) if distance < DICTIONARY_MAX as i64 => dense_dictionary(values, least, greatest),
-                            _ => dictionary(values),
+                    Some((least, greatest)) if !self.options.delta => match greatest.checked_sub(least) {
+                        Some(distance) if distance < DICTIONARY_MAX as i64 => {
+                            dense_dictionary(values, least, greatest)
                         }
-                    }
+                        _ => dictionary(values),
+                    },
                     _ => None,
                 };
                 let append = |index: &mut ColumnIndexBuilder, values: &[i64], nulls: i64| {
@@ -459,7 +463,11 @@ impl Writer {
                     };
                     self.end(&page, encoding)?;
                     if let Some(index) = index.as_deref_mut() {
-                        append(index, &values[page.values.clone()], long(page.rows.len() - page.values.len()));
+                        append(
+                            index,
+                            &values[page.values.clone()],
+                            long(page.rows.len() - page.values.len()),
+                        );
                     }
                 }
                 let (least, greatest) = range.unzip();
@@ -471,16 +479,22 @@ impl Writer {
                 }
             }
             Values::Doubles(values) => {
-                self.repeating(values, validity, rows, |out, value| out.extend_from_slice(&value.to_le_bytes()))?;
+                self.repeating(values, validity, rows, |out, value| {
+                    out.extend_from_slice(&value.to_le_bytes())
+                })?;
                 let doubles = values.iter().map(|bits| f64::from_bits(bits.cast_unsigned()));
                 let real = doubles.filter(|value| !value.is_nan());
-                let least = real.clone().reduce(f64::min).map(|least| if least == 0.0 { -0.0 } else { least });
-                let greatest = real.reduce(f64::max).map(|greatest| if greatest == 0.0 { 0.0 } else { greatest });
+                let least =
+                    real.clone().reduce(f64::min).map(|least| if least == 0.0 { -0.0 } else { least });
+                let greatest =
+                    real.reduce(f64::max).map(|greatest| if greatest == 0.0 { 0.0 } else { greatest });
                 Statistics::double(least, greatest, None, Some(nulls), false)
             }
             Values::Fixed { values, width } => {
                 let bytes = |value: u128| value.to_be_bytes()[16 - width..].to_vec();
-                let plain = |out: &mut Vec<u8>, value: &u128| out.extend_from_slice(&value.to_be_bytes()[16 - width..]);
+                let plain = |out: &mut Vec<u8>, value: &u128| {
+                    out.extend_from_slice(&value.to_be_bytes()[16 - width..])
+                };
                 let found = self.repeating(values, validity, rows, plain)?;
                 let distinct = found.as_deref().unwrap_or(values);
                 if self.options.bloom && found.is_some() {
@@ -552,7 +566,8 @@ impl Writer {
             encoding: Encoding::PLAIN,
             is_sorted: false,
         };
-        let spec = SerializedPageWriter::new(&mut self.sink).write_page(CompressedPage::new(page, self.page.len()))?;
+        let spec = SerializedPageWriter::new(&mut self.sink)
+            .write_page(CompressedPage::new(page, self.page.len()))?;
         self.uncompressed_size += long(spec.uncompressed_size);
         self.dictionary_page = Some(0);
         self.note(Encoding::PLAIN);
@@ -607,7 +622,8 @@ impl Writer {
             rep_level_encoding: Encoding::RLE,
             statistics: None,
         };
-        let spec = SerializedPageWriter::new(&mut self.sink).write_page(CompressedPage::new(page, self.page.len()))?;
+        let spec = SerializedPageWriter::new(&mut self.sink)
+            .write_page(CompressedPage::new(page, self.page.len()))?;
         self.uncompressed_size += long(spec.uncompressed_size);
         let offset = i64::try_from(spec.offset).unwrap_or(i64::MAX);
         self.data_page.get_or_insert(offset);

@@ -1,13 +1,12 @@
-//! Data files: batches of SQL types as Parquet.
+//! Data files: batches as Parquet, one file a day.
 //!
 //! A file holds only the columns that its rows have; readers add the others as NULL. [`super::writer`] makes the Parquet.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::compute::{filter_record_batch, max, min};
-use arrow::datatypes::{DataType, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{Schema, TimestampMicrosecondType};
 use bytes::Bytes;
 
 use super::StoreError;
@@ -47,19 +46,6 @@ impl Encoded {
             stats: Some(stats),
         })
     }
-}
-
-/// `batch` with exactly the columns of `schema`, in its order, absent ones as NULL.
-pub(crate) fn align(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, StoreError> {
-    let column = |name: &str, kind: &DataType| -> ArrayRef {
-        match batch.column_by_name(name) {
-            Some(column) => Arc::clone(column),
-            None => new_null_array(kind, batch.num_rows()),
-        }
-    };
-    let columns = schema.fields().iter().map(|field| column(field.name(), field.data_type())).collect();
-    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    Ok(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?)
 }
 
 /// The days of a batch's time column, least and greatest; rows without a time count as day 0.

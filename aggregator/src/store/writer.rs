@@ -9,21 +9,18 @@ use bytes::Bytes;
 use parquet::arrow::arrow_writer::{ArrowRowGroupWriterFactory, compute_leaves};
 use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::bloom_filter::Sbbf;
+use parquet::column::writer::ColumnCloseResult;
 use parquet::errors::Result;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::SerializedFileWriter;
 
 use super::columns::{ColumnOptions, encode};
 
 /// Addresses by which people look for single flows: their row groups carry a Bloom filter.
-const BLOOM: &[&str] = &[
-    "src_addr",
-    "dst_addr",
-    "nat_src_addr",
-    "nat_dst_addr",
-    "inner_src_addr",
-    "inner_dst_addr",
-];
+const BLOOM: &[&str] =
+    &["src_addr", "dst_addr", "nat_src_addr", "nat_dst_addr", "inner_src_addr", "inner_dst_addr"];
 
 /// How files are written.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +69,35 @@ impl FileWriter {
         Ok(())
     }
 
+    /// Whether a row group of another file can be taken as it is: its columns are those of this file.
+    pub(crate) fn takes(&self, from: &ParquetMetaData) -> bool {
+        let (own, other) = (self.file.schema_descr(), from.file_metadata().schema_descr());
+        own.columns() == other.columns()
+    }
+
+    /// Carries a row group over from another file, for which [`FileWriter::takes`] holds, without reading its values.
+    pub(crate) fn splice(&mut self, bytes: &Bytes, metadata: &ParquetMetaData, at: usize) -> Result<()> {
+        if self.pending_rows > 0 {
+            self.row_group()?;
+        }
+        let from = metadata.row_group(at);
+        let mut group = self.file.next_row_group()?;
+        for (column, chunk) in from.columns().iter().enumerate() {
+            let close = ColumnCloseResult {
+                bytes_written: u64::try_from(chunk.compressed_size()).unwrap_or(0),
+                rows_written: u64::try_from(from.num_rows()).unwrap_or(0),
+                metadata: chunk.clone(),
+                bloom_filter: Sbbf::read_from_column_chunk(chunk, bytes)?,
+                column_index: metadata.column_index().map(|index| index[at][column].clone()),
+                offset_index: metadata.offset_index().map(|index| index[at][column].clone()),
+            };
+            group.append_column(bytes, close)?;
+        }
+        group.close()?;
+        self.row_groups += 1;
+        Ok(())
+    }
+
     /// The whole file.
     pub(crate) fn finish(mut self) -> Result<Bytes> {
         if self.pending_rows > 0 {
@@ -111,7 +137,8 @@ impl FileWriter {
                             others.insert(made.into_iter().map(Some).collect::<Vec<_>>())
                         }
                     };
-                    let mut own: Vec<_> = writers[leaf..leaf + leaves].iter_mut().filter_map(Option::take).collect();
+                    let mut own: Vec<_> =
+                        writers[leaf..leaf + leaves].iter_mut().filter_map(Option::take).collect();
                     for (array, rows) in arrays {
                         let array = sql_array(field, array, rows)?;
                         for (writer, leaf) in own.iter_mut().zip(compute_leaves(field, &array)?) {
@@ -145,9 +172,11 @@ fn sql_array(field: &Field, array: Option<ArrayRef>, rows: usize) -> Result<Arra
     Ok(match array {
         None => new_null_array(field.data_type(), rows),
         Some(array) if array.data_type() == field.data_type() => array,
-        Some(array) => {
-            cast_with_options(&array, field.data_type(), &CastOptions { safe: true, ..CastOptions::default() })?
-        }
+        Some(array) => cast_with_options(
+            &array,
+            field.data_type(),
+            &CastOptions { safe: true, ..CastOptions::default() },
+        )?,
     })
 }
 

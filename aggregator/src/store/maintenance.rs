@@ -14,7 +14,7 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt};
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
 use tokio_util::sync::CancellationToken;
 
 use super::delta::{Action, CommitError, DataFile, Remove, now_ms};
@@ -279,8 +279,7 @@ fn append(writer: &mut FileWriter, bytes: &Bytes, metadata: &Arc<ParquetMetaData
             writer.splice(bytes, metadata, at)?;
             continue;
         }
-        let options = ArrowReaderOptions::new().with_page_index(true);
-        let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(bytes.clone(), options)?;
+        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes.clone())?;
         for batch in reader.with_row_groups(vec![at]).with_batch_size(65_536).build()? {
             writer.write(&batch?)?;
         }
@@ -295,7 +294,7 @@ async fn open(
 ) -> Result<(Bytes, ParquetRecordBatchReaderBuilder<Bytes>), StoreError> {
     let path = Path::from(format!("{}/{}", table.spec.name, file.path));
     let bytes = table.objects.get(&path).await?.bytes().await?;
-    let options = ArrowReaderOptions::new().with_page_index(true);
+    let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
     Ok((bytes.clone(), ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options)?))
 }
 

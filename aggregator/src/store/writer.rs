@@ -190,3 +190,7 @@ pub(crate) fn present(schema: &Schema, batches: &[RecordBatch]) -> SchemaRef {
     let fields = schema.fields().iter().filter(|field| has(field.name())).cloned().collect::<Vec<_>>();
     Arc::new(Schema::new(fields))
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

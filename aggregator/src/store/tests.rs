@@ -486,13 +486,8 @@ async fn rollups_say_what_sql_says_over_the_raw_rows() {
 #[tokio::test]
 async fn many_talkers_leave_a_rest_and_exact_totals() {
     let mut random = Random(4);
-<<<<<<< HEAD
-    let batch = crate::hot::to_sql(Table::Flows, &flows(&mut random, 0, 60_000)).unwrap();
-    let parts = crate::rollup::Rollup::TopTalkers.compute(std::slice::from_ref(&batch)).unwrap();
-=======
     let batch = flows(&mut random, 0, 60_000);
-    let parts = crate::rollup::Rollup::TopTalkers.compute(&[batch.clone()]).unwrap();
->>>>>>> dbb7a62 (wip)
+    let parts = crate::rollup::Rollup::TopTalkers.compute(std::slice::from_ref(&batch)).unwrap();
     let others = parts.column_by_name("other").unwrap().as_boolean();
     assert!(others.true_count() > 0, "nothing was cut off: this shows nothing");
     let dimension = parts.column_by_name("dimension").unwrap().as_string::<i32>();

@@ -124,7 +124,12 @@ impl Maintenance {
         Ok(())
     }
 
-    async fn merge(&self, table: &StoreTable, day: i32, group: &[Arc<DataFile>]) -> Result<(), CommitError> {
+    pub(super) async fn merge(
+        &self,
+        table: &StoreTable,
+        day: i32,
+        group: &[Arc<DataFile>],
+    ) -> Result<(), CommitError> {
         let config = &self.store.config;
         let options = FileOptions { zstd_level: config.zstd_level, row_group_rows: config.row_group_rows };
         let (files, changes) = match table.spec.content {

@@ -374,7 +374,9 @@ impl Batcher {
             let from = usize::try_from(discarded).unwrap_or(0);
             let batch = batch.slice(from, batch.num_rows() - from);
             let part = self.progress.as_mut().map(|progress| progress.close(table));
-            emit(Closed { table, batch, cause: CloseCause::Replay, shard: self.shard, bytes, part });
+            // a part of a batch is no memory to be used again
+            let spares = Arc::default();
+            emit(Closed { table, batch, cause: CloseCause::Replay, shard: self.shard, bytes, spares, part });
         }
     }
 }

@@ -193,6 +193,11 @@ impl<T: Item> Default for Values<T> {
 }
 
 impl<T: Item> Values<T> {
+    /// The values so far, NULLs among them, to be changed in place.
+    pub(crate) fn values_mut(&mut self) -> &mut [T::Stored] {
+        &mut self.values
+    }
+
     #[inline]
     pub fn push(&mut self, value: T) {
         self.values.push(value.stored());

@@ -69,7 +69,7 @@ impl Totals {
                 if !wanted {
                     return 0;
                 }
-                let values = &mut out.u64s(column.index()).values;
+                let values = out.u64s(column.index()).values_mut();
                 let at = values.len().checked_sub(n - row);
                 let Some(value) = at.and_then(|at| values.get_mut(at)) else { return 0 };
                 let total = *value;

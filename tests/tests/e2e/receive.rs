@@ -71,7 +71,8 @@ fn assert_all_there(weir: &Weir, sent: weir_tests::generate::Sent) {
 #[test]
 fn killed_collectors_lose_nothing() {
     let kills = std::env::var("WEIR_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
-    let weir = Setup::new().start();
+    let setup = Setup::new();
+    let weir = setup.start();
     let sent = std::thread::scope(|scope| {
         let load = scope.spawn(|| Load::new(20_000 * (kills + 2)).rate(10_000).exporters(4).run(&weir));
         for kill in 0..kills {
@@ -88,7 +89,8 @@ fn killed_collectors_lose_nothing() {
 /// SIGTERM of the collector under load, as an operator or an upgrade does it: it takes what the kernel has to the log.
 #[test]
 fn stopped_collectors_lose_nothing() {
-    let weir = Setup::new().start();
+    let setup = Setup::new();
+    let weir = setup.start();
     let sent = std::thread::scope(|scope| {
         let load = scope.spawn(|| Load::new(60_000).rate(10_000).exporters(4).run(&weir));
         for _ in 0..3 {

@@ -10,12 +10,12 @@ use netflow_parser::NetflowParser;
 use weir_benches::{START_US, Stream, stream};
 use weir_collector::decode::{Batches, DatagramMeta, DecodeConfig, Decoder, SharedState};
 use weir_collector::generate::Protocol;
-use weir_schemas::Address;
+use weir_schemas::{Address, Table};
 
 const ROWS: u64 = 60_000;
 
 /// Memory of the last batch of each table.
-type Spares = [Option<RecordBatch>; 7];
+type Spares = [Option<RecordBatch>; Table::ALL.len()];
 
 /// Decodes the stream into one batch of each table, as a shard does.
 fn weir(decoder: &mut Decoder, batches: &mut Batches, spares: &mut Spares, stream: &Stream) {
@@ -41,7 +41,7 @@ fn decode(criterion: &mut Criterion) {
         group.bench_function("weir", |bencher| {
             let mut decoder = Decoder::new(Arc::new(DecodeConfig::default()), Arc::new(SharedState::new()));
             let mut batches = Batches::new();
-            let mut spares = [const { None }; 7];
+            let mut spares = [const { None }; Table::ALL.len()];
             weir(&mut decoder, &mut batches, &mut spares, &stream);
             bencher.iter(|| weir(&mut decoder, &mut batches, &mut spares, &stream));
         });

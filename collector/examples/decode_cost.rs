@@ -11,7 +11,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use weir_collector::decode::{Batches, DatagramMeta, DecodeConfig, Decoder, SharedState};
 use weir_collector::generate::{Generator, GeneratorConfig, Protocol};
-use weir_schemas::Address;
+use weir_schemas::{Address, Table};
 
 /// The time at which generated exporters begin, µs since 1970: 2026-11-23.
 const START_US: i64 = 1_795_392_000_000_000;
@@ -45,7 +45,7 @@ fn stream(protocol: Protocol) -> (Vec<Vec<u8>>, u64) {
 fn warm_up(
     decoder: &mut Decoder,
     batches: &mut Batches,
-    spares: &mut [Option<RecordBatch>; 7],
+    spares: &mut [Option<RecordBatch>; Table::ALL.len()],
     datagrams: &[Vec<u8>],
 ) {
     for _ in 0..2 {
@@ -59,7 +59,7 @@ fn warm_up(
 fn measured(
     decoder: &mut Decoder,
     batches: &mut Batches,
-    spares: &mut [Option<RecordBatch>; 7],
+    spares: &mut [Option<RecordBatch>; Table::ALL.len()],
     datagrams: &[Vec<u8>],
 ) {
     decode(decoder, batches, spares, datagrams);
@@ -69,7 +69,7 @@ fn measured(
 fn decode(
     decoder: &mut Decoder,
     batches: &mut Batches,
-    spares: &mut [Option<RecordBatch>; 7],
+    spares: &mut [Option<RecordBatch>; Table::ALL.len()],
     datagrams: &[Vec<u8>],
 ) {
     let meta = DatagramMeta {
@@ -94,7 +94,7 @@ fn main() {
         let (datagrams, rows) = stream(protocol);
         let mut decoder = Decoder::new(Arc::new(DecodeConfig::default()), Arc::new(SharedState::new()));
         let mut batches = Batches::new();
-        let mut spares = [const { None }; 7];
+        let mut spares = [const { None }; Table::ALL.len()];
         // the templates, and the buffers' growth
         warm_up(&mut decoder, &mut batches, &mut spares, &datagrams);
         // the kernel tells CPU time in ticks of milliseconds: several rounds at a time

@@ -11,7 +11,7 @@ use flowparser_sflow::SflowParser;
 use weir_benches::{START_US, Stream, stream};
 use weir_collector::decode::{Batches, DatagramMeta, DecodeConfig, Decoder, SharedState};
 use weir_collector::generate::Protocol;
-use weir_schemas::Address;
+use weir_schemas::{Address, Table};
 
 const ROWS: u64 = 60_000;
 
@@ -19,13 +19,13 @@ const ROWS: u64 = 60_000;
 struct Weir {
     decoder: Decoder,
     batches: Batches,
-    spares: [Option<RecordBatch>; 7],
+    spares: [Option<RecordBatch>; Table::ALL.len()],
 }
 
 impl Weir {
     fn new() -> Weir {
         let decoder = Decoder::new(Arc::new(DecodeConfig::default()), Arc::new(SharedState::new()));
-        Weir { decoder, batches: Batches::new(), spares: [const { None }; 7] }
+        Weir { decoder, batches: Batches::new(), spares: [const { None }; Table::ALL.len()] }
     }
 
     /// Decodes the stream into one batch of each table.

@@ -29,8 +29,9 @@ fn message(number: u64, body: &Bytes) -> Message {
         rows: 8192,
         min_time_us: 1_700_000_000_000_000,
         max_time_us: 1_700_000_001_000_000,
+        covered: None,
     };
-    Message { envelope, body: body.clone(), key: 0 }
+    Message { envelope, body: body.clone(), key: 0, low: None }
 }
 
 struct Measured {

@@ -2,7 +2,8 @@
 //! Prints what was sent, received and dropped, and the CPU time of each thread per flow row.
 //!
 //! `cargo run --release -p weir-collector --example load -- PROTOCOL DATAGRAMS_PER_SECOND SECONDS [SHARDS]`
-//! (PROTOCOL: netflow5, netflow9, ipfix, sflow5 or `junk`; a rate of 0 sends as fast as it goes)
+//! (PROTOCOL: netflow5, netflow9, ipfix, sflow5 or `junk`; a rate of 0 sends as fast as it goes). With NO_JOURNAL=1 it
+//! keeps no journal: what that costs.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
@@ -82,7 +83,14 @@ async fn main() {
     let sink = EmbeddedSink::open(&directory.path().join("log"), EmbeddedConfig::default()).unwrap();
     let sockets = config.bind().unwrap();
     let port = sockets[0].local_addr().port();
-    let deps = CollectorDeps { data_dir: directory.path().to_owned(), sockets, sink: Box::new(sink) };
+    let memory = |_| config.receive.journal_memory().unwrap();
+    let journals = if std::env::var_os("NO_JOURNAL").is_some() {
+        Vec::new()
+    } else {
+        (0..config.receive.shard_count()).map(memory).collect()
+    };
+    let deps =
+        CollectorDeps { data_dir: directory.path().to_owned(), sockets, sink: Box::new(sink), journals };
     let collector = Collector::new(&config, deps).unwrap();
     let metrics = collector.metrics().clone();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

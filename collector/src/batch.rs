@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
 use weir_schemas::Table;
-use weir_schemas::envelope::Compression;
+use weir_schemas::envelope::{Compression, Covered};
 
 use crate::decode::Batches;
+use crate::receive::journal::{InLog, Position};
 
 /// When batches are closed and how they are encoded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,10 +63,13 @@ pub enum CloseCause {
     Age,
     /// The collector stops.
     Stop,
+    /// It came out of the journal of a collector that died.
+    Replay,
 }
 
 impl CloseCause {
-    pub const ALL: [CloseCause; 4] = [CloseCause::Rows, CloseCause::Bytes, CloseCause::Age, CloseCause::Stop];
+    pub const ALL: [CloseCause; 5] =
+        [CloseCause::Rows, CloseCause::Bytes, CloseCause::Age, CloseCause::Stop, CloseCause::Replay];
 
     /// The label of the metric.
     pub const fn label(self) -> &'static str {
@@ -74,6 +78,7 @@ impl CloseCause {
             CloseCause::Bytes => "bytes",
             CloseCause::Age => "age",
             CloseCause::Stop => "stop",
+            CloseCause::Replay => "replay",
         }
     }
 
@@ -92,6 +97,30 @@ pub struct Closed {
     pub shard: u64,
     /// Bytes in memory.
     pub bytes: usize,
+    /// What of the shard's journal it holds; None where none is kept.
+    pub part: Option<JournalPart>,
+}
+
+/// The part of a shard's journal whose rows of one table a batch holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalPart {
+    pub journal: u64,
+    pub from: Position,
+    /// Up to this datagram, which does not belong to it.
+    pub to: u64,
+    /// When this batch is in the log, and those that were closed before it, all rows of datagrams before this one are.
+    pub low: u64,
+}
+
+impl JournalPart {
+    /// How far the log is with the first `rows` rows of the batch; None: with all of them.
+    pub fn covered(&self, shard: u64, rows: Option<u64>) -> Covered {
+        let Position { datagram, rows } = match rows {
+            Some(rows) => Position { rows: self.from.rows + rows, ..self.from },
+            None => Position { datagram: self.to, rows: 0 },
+        };
+        Covered { journal: self.journal, shard, datagram, rows }
+    }
 }
 
 impl Closed {
@@ -146,6 +175,23 @@ pub struct Batcher {
     max_bytes: usize,
     max_age: Duration,
     shard: u64,
+    progress: Option<Progress>,
+}
+
+/// Where the batches stand in the shard's journal.
+#[derive(Debug)]
+struct Progress {
+    journal: u64,
+    /// The next datagram: the rows of all before it are in the open batches, or closed.
+    next: u64,
+    /// `next` when batches were last looked at.
+    looked_at: u64,
+    /// Of each table: where its last batch ended.
+    closed: InLog,
+    /// Of each table whose batch is open: all its rows are of this datagram or later ones.
+    opened: [Option<u64>; Table::ALL.len()],
+    /// Of the batch that was closed last.
+    low: u64,
 }
 
 impl Batcher {
@@ -157,7 +203,28 @@ impl Batcher {
             max_bytes: config.max_bytes,
             max_age: Duration::from_millis(config.max_age_ms),
             shard,
+            progress: None,
         }
+    }
+
+    /// From now on the shard keeps a journal; the log has of it what `in_log` says.
+    pub fn keep_journal(&mut self, journal: u64, in_log: InLog, next: u64) {
+        let opened = [None; Table::ALL.len()];
+        self.progress = Some(Progress { journal, next, looked_at: next, closed: in_log, opened, low: 0 });
+    }
+
+    /// The datagrams before this one are decoded.
+    pub fn set_next_datagram(&mut self, next: u64) {
+        if let Some(progress) = &mut self.progress {
+            progress.next = next;
+        }
+    }
+
+    /// Where no batch is open: [`JournalPart::low`] of the batch that was closed last. When the log has reached it, it
+    /// has everything.
+    pub fn idle_low(&mut self) -> Option<u64> {
+        let is_idle = self.open_rows() == 0;
+        self.progress.as_ref().filter(|_| is_idle).map(|progress| progress.low)
     }
 
     /// Where the decoder appends.
@@ -202,6 +269,9 @@ impl Batcher {
         mut emit: impl FnMut(Closed),
         mut due: impl FnMut(&crate::columns::Builder, &mut Option<Instant>) -> Option<CloseCause>,
     ) {
+        if let Some(progress) = &mut self.progress {
+            progress.look(self.batches.all_mut().map(|builder| builder.rows() > 0));
+        }
         for (builder, opened) in self.batches.all_mut().into_iter().zip(&mut self.opened) {
             if builder.rows() == 0 {
                 continue;
@@ -210,9 +280,53 @@ impl Batcher {
             let (table, bytes) = (builder.table(), builder.bytes());
             *opened = None;
             if let Some(batch) = builder.finish() {
-                emit(Closed { table, batch, cause, shard: self.shard, bytes });
+                let part = self.progress.as_mut().map(|progress| progress.close(table));
+                emit(Closed { table, batch, cause, shard: self.shard, bytes, part });
             }
         }
+    }
+
+    /// Closes everything that a journal gave, but of each table not the first rows, as many as `discard` says: those
+    /// are in the log. What could not be left out yet stays in `discard`.
+    pub fn close_replayed(&mut self, discard: &mut [u64; Table::ALL.len()], mut emit: impl FnMut(Closed)) {
+        let rows = self.batches.all_mut().map(|builder| builder.rows() as u64);
+        if let Some(progress) = &mut self.progress {
+            let kept: [bool; Table::ALL.len()] = std::array::from_fn(|table| rows[table] > discard[table]);
+            progress.look(kept);
+        }
+        for ((builder, discard), rows) in self.batches.all_mut().into_iter().zip(discard).zip(rows) {
+            let (table, bytes) = (builder.table(), builder.bytes());
+            let Some(batch) = builder.finish() else { continue };
+            let discarded = rows.min(*discard);
+            *discard -= discarded;
+            if discarded == rows {
+                continue;
+            }
+            let from = usize::try_from(discarded).unwrap_or(0);
+            let batch = batch.slice(from, batch.num_rows() - from);
+            let part = self.progress.as_mut().map(|progress| progress.close(table));
+            emit(Closed { table, batch, cause: CloseCause::Replay, shard: self.shard, bytes, part });
+        }
+    }
+}
+
+impl Progress {
+    /// Notes which batches are open now.
+    fn look(&mut self, open: [bool; Table::ALL.len()]) {
+        for (opened, open) in self.opened.iter_mut().zip(open) {
+            if open {
+                opened.get_or_insert(self.looked_at);
+            }
+        }
+        self.looked_at = self.next;
+    }
+
+    fn close(&mut self, table: Table) -> JournalPart {
+        self.opened[table as usize] = None;
+        let to = Position { datagram: self.next, rows: 0 };
+        let from = std::mem::replace(&mut self.closed.0[table as usize], to);
+        self.low = self.opened.iter().flatten().min().map_or(self.next, |oldest| *oldest);
+        JournalPart { journal: self.journal, from, to: self.next, low: self.low }
     }
 }
 

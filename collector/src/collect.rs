@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,10 +20,11 @@ use crate::admin::{Admin, Phase};
 use crate::batch::{BatchConfig, Batcher, SizeRatios};
 use crate::decode::{DecodeConfig, Decoder, SharedState};
 use crate::metrics::{CollectorMetrics, ExporterTable, Ledger, ShardStats, Sources};
+use crate::receive::journal::Journal;
 use crate::receive::quarantine::Quarantine;
-use crate::receive::socket::{self, Socket, SocketError, Steer};
-use crate::receive::{Shard, ShardParts, StopSignal};
-use crate::sink::Sink;
+use crate::receive::socket::{self, Memory, Ring, Socket, SocketError, Steer};
+use crate::receive::{KeptJournal, Shard, ShardParts, StopSignal};
+use crate::sink::{JournalMark, Sink};
 use crate::state::StateFile;
 use crate::writer::{Identity, Queue, Writer, WriterConfig};
 
@@ -51,15 +53,23 @@ pub struct ReceiveConfig {
     pub buffer_bytes: usize,
     /// `exporter`: an exporter always meets one shard. `flow`: source ports are spread over all of them.
     pub steer: Steer,
+    /// Memory of each shard for the datagrams whose rows are not in the log yet: `weir run` holds it, so that a crash of
+    /// the collector loses none of them. 0: none. For the embedded log.
+    pub journal_bytes: usize,
 }
 
 impl Default for ReceiveConfig {
     fn default() -> Self {
-        ReceiveConfig { shards: 0, buffer_bytes: 32 << 20, steer: Steer::Exporter }
+        ReceiveConfig { shards: 0, buffer_bytes: 32 << 20, steer: Steer::Exporter, journal_bytes: 32 << 20 }
     }
 }
 
 impl ReceiveConfig {
+    /// Memory for the journal of one shard, to be held by whoever starts collectors and handed to each of them.
+    pub fn journal_memory(&self) -> io::Result<OwnedFd> {
+        Memory::create(c"weir-journal", Ring::BYTES + self.journal_bytes)
+    }
+
     /// The number of shards, chosen where it is 0.
     pub fn shard_count(&self) -> usize {
         match self.shards {
@@ -119,6 +129,12 @@ impl CollectorConfig {
         if self.receive.shards > 256 {
             section("receive", vec!["shards: must be at most 256".into()]);
         }
+        if self.receive.journal_bytes != 0 && self.receive.journal_bytes < Journal::LEAST_BYTES {
+            section(
+                "receive",
+                vec![format!("journal_bytes: must be 0 or at least {}", Journal::LEAST_BYTES)],
+            );
+        }
         if self.name.as_ref().is_some_and(|name| name.is_empty() || name.len() > 255) {
             problems.push("name: must have 1 to 255 bytes".into());
         }
@@ -139,6 +155,9 @@ pub struct CollectorDeps {
     /// From [`CollectorConfig::bind`], in this process or in the one that started it.
     pub sockets: Vec<Socket>,
     pub sink: Box<dyn Sink>,
+    /// Of each shard, where whoever started this process holds it: the memory of its journal, from
+    /// [`ReceiveConfig::journal_memory`].
+    pub journals: Vec<OwnedFd>,
 }
 
 impl std::fmt::Debug for CollectorDeps {
@@ -198,7 +217,10 @@ impl Collector {
         if !problems.is_empty() {
             return Err(CollectorError::Config(problems));
         }
-        let CollectorDeps { data_dir, sockets, sink } = deps;
+        let CollectorDeps { data_dir, sockets, mut sink, journals } = deps;
+        let journals = open_journals(journals, sink.as_mut())?;
+        let lows = journals.iter().map(|(_, kept)| Arc::clone(&kept.low)).collect();
+        let mut journals = journals.into_iter();
         warn_of_small_buffers(&sockets, config.receive.buffer_bytes);
         let boot = uuid::Uuid::new_v4().as_u64_pair().0;
         let identity = Identity { collector: config.name.clone().unwrap_or_else(machine_name), boot };
@@ -211,9 +233,13 @@ impl Collector {
         let decode = Arc::new(config.decode.clone());
         let mut stats = Vec::new();
         let shards = by_shard(sockets).into_iter().zip(0..).map(|(sockets, index)| {
+            let (ring, journal) = match journals.next() {
+                Some((ring, kept)) => (ring, Some(kept)),
+                None => (Ring::new().map_err(no_memory)?, None),
+            };
             let shard_stats = Arc::new(ShardStats::new(sockets.clone(), Arc::clone(&exporters)));
             stats.push(Arc::clone(&shard_stats));
-            Shard::new(ShardParts {
+            let parts = ShardParts {
                 index,
                 sockets,
                 decoder: Decoder::new(Arc::clone(&decode), Arc::clone(&shared)),
@@ -223,9 +249,11 @@ impl Collector {
                 quarantine: Arc::clone(&quarantine),
                 stats: shard_stats,
                 stop: Arc::clone(&stop),
-            })
+                journal,
+            };
+            Ok(Shard::new(ring, parts))
         });
-        let shards: Vec<Shard> = shards.collect();
+        let shards: Vec<Shard> = shards.collect::<Result<_, CollectorError>>()?;
         if shards.is_empty() {
             return Err(CollectorError::Config(vec!["listen.udp: no socket was handed over".into()]));
         }
@@ -236,7 +264,9 @@ impl Collector {
             identity: identity.clone(),
             buffer_asked: config.receive.buffer_bytes,
         });
-        let writer = Writer::new(sink, Arc::clone(&queue), ratios, identity, &config.batch, &config.writer);
+        let mut writer =
+            Writer::new(sink, Arc::clone(&queue), ratios, identity, &config.batch, &config.writer);
+        writer.tell(lows);
         let admin = Admin::new(metrics);
         Ok(Collector { shards, writer, queue, stop, shared, decode, admin, data_dir })
     }
@@ -265,7 +295,7 @@ impl Collector {
         let state = Arc::new(Mutex::new(restore(&data_dir, &shared, &decode)?));
         let writer = start("writer".into(), move || writer.run())?;
         let names = (0..).map(|index| format!("shard-{index}"));
-        let shards: Vec<JoinHandle<()>> = names
+        let shards: Vec<JoinHandle<Option<Journal>>> = names
             .zip(shards)
             .map(|(name, shard)| start(name, move || shard.run()))
             .collect::<Result<_, _>>()?;
@@ -280,14 +310,22 @@ impl Collector {
         stop.stop();
         let mut failed = ended;
         let join = tokio::task::spawn_blocking(move || {
+            let mut journals = Vec::new();
             for (index, shard) in shards.into_iter().enumerate() {
-                if shard.join().is_err() {
-                    failed.get_or_insert(format!("shard-{index}"));
+                match shard.join() {
+                    Ok(journal) => journals.extend(journal),
+                    Err(_) => {
+                        failed.get_or_insert(format!("shard-{index}"));
+                    }
                 }
             }
             queue.close();
             if writer.join().is_err() {
                 failed.get_or_insert("writer".into());
+            }
+            if failed.is_none() {
+                // The log has everything, or what it lacks is counted.
+                journals.iter_mut().for_each(Journal::restart);
             }
             save(&state, &shared);
             failed
@@ -302,6 +340,35 @@ impl Collector {
             None => Ok(summary),
         }
     }
+}
+
+fn no_memory(source: io::Error) -> CollectorError {
+    CollectorError::File { what: "map the memory of", path: "the journal".into(), source }
+}
+
+/// The rings and journals in these memories, where the log can tell how far it is in them.
+fn open_journals(
+    memories: Vec<OwnedFd>,
+    sink: &mut dyn Sink,
+) -> Result<Vec<(Ring, KeptJournal)>, CollectorError> {
+    let open = |(shard, fd): (u64, OwnedFd)| {
+        let ring = Ring::open(Memory::map(fd.as_fd(), 0)?)?;
+        Ok((ring, Journal::open(Memory::map(fd.as_fd(), Ring::BYTES)?, shard)))
+    };
+    let opened: io::Result<Vec<(Ring, Journal)>> = (0..).zip(memories).map(open).collect();
+    let opened = opened.map_err(no_memory)?;
+    let mark = |(_, journal): &(Ring, Journal)| JournalMark {
+        journal: journal.id(),
+        shard: journal.shard(),
+        low: journal.low(),
+        since_us: journal.since_us(),
+    };
+    let marks: Vec<JournalMark> = opened.iter().map(mark).collect();
+    let Some(in_log) = sink.in_log(&marks) else { return Ok(Vec::new()) };
+    let kept = opened.into_iter().zip(in_log);
+    Ok(kept
+        .map(|((ring, journal), in_log)| (ring, KeptJournal { journal, in_log, low: Arc::default() }))
+        .collect())
 }
 
 fn start<T: Send + 'static>(
@@ -345,7 +412,7 @@ fn save(state: &Mutex<StateFile>, shared: &SharedState) {
 /// Once a second: are all threads there, has the kernel dropped anything, are there templates to save? Returns the name
 /// of a thread that has ended.
 async fn watch(
-    shards: &[JoinHandle<()>],
+    shards: &[JoinHandle<Option<Journal>>],
     writer: &JoinHandle<u64>,
     metrics: &CollectorMetrics,
     shared: &Arc<SharedState>,
@@ -420,6 +487,9 @@ fn machine_name() -> String {
     Some(name.trim()).filter(|name| !name.is_empty()).unwrap_or("localhost").to_owned()
 }
 
+#[cfg(test)]
+#[path = "crash_tests.rs"]
+mod crash_tests;
 #[cfg(test)]
 #[path = "collect_tests.rs"]
 mod tests;

@@ -18,7 +18,7 @@ use crate::testing::{Memory, MemorySink};
 fn config() -> CollectorConfig {
     let mut config = CollectorConfig { name: Some("c1".into()), ..CollectorConfig::default() };
     config.listen.udp = vec!["127.0.0.1:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap()];
-    config.receive = ReceiveConfig { shards: 2, buffer_bytes: 4 << 20, steer: Steer::Exporter };
+    config.receive = ReceiveConfig { shards: 2, buffer_bytes: 4 << 20, ..ReceiveConfig::default() };
     config.batch.max_age_ms = 50;
     config
 }
@@ -40,7 +40,8 @@ fn run_on(config: &CollectorConfig, data_dir: &Path, sockets: Vec<Socket>) -> Ru
     ports.dedup();
     let sink = MemorySink::default();
     let memory = Arc::clone(&sink.0);
-    let deps = CollectorDeps { data_dir: data_dir.to_owned(), sockets, sink: Box::new(sink) };
+    let deps =
+        CollectorDeps { data_dir: data_dir.to_owned(), sockets, sink: Box::new(sink), journals: Vec::new() };
     let collector = Collector::new(config, deps).unwrap();
     let admin = collector.admin().clone();
     let (stop, stopped) = oneshot::channel();

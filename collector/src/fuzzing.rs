@@ -176,6 +176,7 @@ pub fn envelope(data: &[u8]) {
         rows: u32::from(*rows),
         min_time_us: 0,
         max_time_us: 0,
+        covered: None,
     };
     if let Ok(batch) = decode_body(&envelope, body) {
         assert_eq!(batch.num_rows(), usize::from(*rows));

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use weir_schemas::Envelope;
 use weir_schemas::envelope::{Compression, encode_body};
 
-use crate::batch::{BatchConfig, Closed, SizeRatios};
+use crate::batch::{BatchConfig, CloseCause, Closed, SizeRatios};
 use crate::sink::{Acknowledged, Message, Sink, SinkError};
 
 /// What is kept while the log cannot take it.
@@ -111,7 +112,7 @@ pub struct WriterCounters {
     pub dropped_rows: [u64; DropReason::ALL.len()],
     pub dropped_batches: [u64; DropReason::ALL.len()],
     /// Closed by the shards, by [`crate::batch::CloseCause`].
-    pub closed_batches: [u64; 4],
+    pub closed_batches: [u64; CloseCause::ALL.len()],
     pub closed_rows: u64,
     pub closed_bytes: u64,
     pub batch_rows: Sizes,
@@ -292,6 +293,8 @@ pub struct Writer {
     next_seq: u64,
     backlog: VecDeque<Message>,
     last_warning: Option<Instant>,
+    /// By shard: all rows of the datagrams before this one of its journal are in the log.
+    lows: Vec<Arc<AtomicU64>>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -331,7 +334,13 @@ impl Writer {
             next_seq: 0,
             backlog: VecDeque::new(),
             last_warning: None,
+            lows: Vec::new(),
         }
+    }
+
+    /// Tells the shards, through these, how far the log is in their journals.
+    pub fn tell(&mut self, lows: Vec<Arc<AtomicU64>>) {
+        self.lows = lows;
     }
 
     /// Writes until the queue is closed and empty and the log has acknowledged everything, or takes too long for it.
@@ -368,7 +377,7 @@ impl Writer {
     fn encode(&mut self, closed: Closed) {
         let rows = closed.rows();
         let mut messages = VecDeque::new();
-        let mut failed = 0;
+        let (mut failed, mut done) = (0, 0);
         let mut todo = vec![closed.batch.clone()];
         while let Some(batch) = todo.pop() {
             match encode_body(&batch, self.compression) {
@@ -383,11 +392,13 @@ impl Writer {
                     if batch.num_rows() as u64 == rows {
                         self.ratios.observe(closed.table, closed.bytes, body.len());
                     }
-                    messages.push_back(self.message(&closed, &batch, body));
+                    done += batch.num_rows() as u64;
+                    messages.push_back(self.message(&closed, &batch, body, done));
                 }
                 Err(error) => {
                     tracing::error!(table = closed.table.name(), %error, "a batch cannot be encoded");
                     failed += batch.num_rows() as u64;
+                    done += batch.num_rows() as u64;
                 }
             }
         }
@@ -408,9 +419,13 @@ impl Writer {
         self.backlog.append(&mut messages);
     }
 
-    fn message(&mut self, closed: &Closed, batch: &RecordBatch, body: Vec<u8>) -> Message {
+    /// The message of a part of a batch, with which `done` rows of the batch are encoded.
+    fn message(&mut self, closed: &Closed, batch: &RecordBatch, body: Vec<u8>, done: u64) -> Message {
         let Identity { collector, boot } = &self.identity;
-        let envelope = Envelope::of(batch, closed.table, collector, *boot, self.next_seq);
+        let mut envelope = Envelope::of(batch, closed.table, collector, *boot, self.next_seq);
+        let is_last = done == closed.rows();
+        envelope.covered = closed.part.map(|part| part.covered(closed.shard, (!is_last).then_some(done)));
+        let low = closed.part.filter(|_| is_last).map(|part| part.low);
         self.next_seq += 1;
         // The encoder reserves generously: what waits in the backlog should hold what is counted.
         let body = if body.capacity() > body.len() + body.len() / 4 {
@@ -418,7 +433,7 @@ impl Writer {
         } else {
             Bytes::from(body)
         };
-        Message { envelope, body, key: closed.shard }
+        Message { envelope, body, key: closed.shard, low }
     }
 
     /// Hands the log what it takes.
@@ -439,6 +454,11 @@ impl Writer {
                 );
             }
             let refused = result.is_err();
+            // Taken or refused for good, the crash of this process changes nothing about it any more.
+            let shard = usize::try_from(message.key).unwrap_or(usize::MAX);
+            if let (Some(low), Some(told)) = (message.low, self.lows.get(shard)) {
+                told.store(low, Ordering::Release);
+            }
             self.unload(|counters, rows| {
                 if refused {
                     counters.drop_rows(DropReason::Refused, rows);

@@ -32,7 +32,7 @@ fn closed(first: u64, rows: u64, noise: bool) -> Closed {
     ])
     .unwrap();
     let bytes = usize::try_from(rows * 32).unwrap();
-    Closed { table: Table::Flows, batch, cause: CloseCause::Rows, shard: 5, bytes }
+    Closed { table: Table::Flows, batch, cause: CloseCause::Rows, shard: 5, bytes, part: None }
 }
 
 fn numbers(messages: &[Message]) -> Vec<u64> {

@@ -30,6 +30,37 @@ pub struct Envelope {
     /// Least and greatest `received_at`, µs since 1970 UTC.
     pub min_time_us: i64,
     pub max_time_us: i64,
+    /// Where the collector keeps a journal of what it has received: how far the log is with this batch.
+    pub covered: Option<Covered>,
+}
+
+/// How far the rows of one table are in the log, counted in the datagrams of a shard's journal: all rows of the
+/// datagrams before `datagram`, and `rows` more. A collector that takes up the journal after a crash goes on there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Covered {
+    /// Number of the journal; each that is begun has its own.
+    pub journal: u64,
+    pub shard: u64,
+    pub datagram: u64,
+    pub rows: u64,
+}
+
+impl std::fmt::Display for Covered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Covered { journal, shard, datagram, rows } = self;
+        write!(f, "{journal:016x}/{shard}/{datagram}/{rows}")
+    }
+}
+
+impl std::str::FromStr for Covered {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Covered, Self::Err> {
+        let mut parts = text.split('/');
+        let journal = u64::from_str_radix(parts.next().unwrap_or_default(), 16)?;
+        let mut number = || parts.next().unwrap_or_default().parse();
+        Ok(Covered { journal, shard: number()?, datagram: number()?, rows: number()? })
+    }
 }
 
 /// Why an envelope or its body cannot be read.
@@ -78,12 +109,13 @@ impl Envelope {
             rows: u32::try_from(batch.num_rows()).unwrap_or(u32::MAX),
             min_time_us: times.and_then(min).unwrap_or(0),
             max_time_us: times.and_then(max).unwrap_or(0),
+            covered: None,
         }
     }
 
     /// The headers as names and text, for Kafka and for the frames of the embedded log.
-    pub fn headers(&self) -> [(&'static str, String); 8] {
-        [
+    pub fn headers(&self) -> Vec<(&'static str, String)> {
+        let mut headers = vec![
             ("weir-schema", self.schema_version.to_string()),
             ("weir-table", self.table.name().to_owned()),
             ("weir-collector", self.collector.clone()),
@@ -92,7 +124,9 @@ impl Envelope {
             ("weir-rows", self.rows.to_string()),
             ("weir-min-time-us", self.min_time_us.to_string()),
             ("weir-max-time-us", self.max_time_us.to_string()),
-        ]
+        ];
+        headers.extend(self.covered.map(|covered| ("weir-covered", covered.to_string())));
+        headers
     }
 
     /// Reads the headers back. Unknown headers are ignored; a newer schema version is refused.
@@ -130,6 +164,10 @@ impl Envelope {
             rows: number("weir-rows", get("weir-rows"), "number")?,
             min_time_us: number("weir-min-time-us", get("weir-min-time-us"), "time in µs")?,
             max_time_us: number("weir-max-time-us", get("weir-max-time-us"), "time in µs")?,
+            covered: match get("weir-covered") {
+                None => None,
+                position => Some(number("weir-covered", position, "position in a journal")?),
+            },
         })
     }
 }
@@ -238,10 +276,18 @@ mod tests {
             let body = encode_body(&batch, compression).unwrap();
             assert_eq!(decode_body(&envelope, &body).unwrap(), batch);
         }
-        let headers = envelope.headers();
-        let get =
-            |name: &str| headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
-        assert_eq!(Envelope::from_headers(get).unwrap(), envelope);
+        let covered = Covered { journal: 0xfedc, shard: 3, datagram: 1 << 40, rows: 17 };
+        for covered in [None, Some(covered)] {
+            let envelope = Envelope { covered, ..envelope.clone() };
+            let headers = envelope.headers();
+            let get = |name: &str| {
+                headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+            };
+            assert_eq!(Envelope::from_headers(get).unwrap(), envelope);
+        }
+        for wrong in ["", "1/2/3", "x/0/0/0", "1/2/3/-4"] {
+            assert!(wrong.parse::<Covered>().is_err(), "{wrong}");
+        }
     }
 
     /// The `arrow` crate's reader panics on some of these, and for others it would ask for any amount of memory.

@@ -13,6 +13,7 @@ fn envelope(batch_seq: u64) -> Envelope {
         rows: 3,
         min_time_us: -5,
         max_time_us: 1_700_000_000_000_000,
+        covered: None,
     }
 }
 

@@ -104,12 +104,10 @@ pub(crate) async fn run(
         for_aggregate.extend(address.into_iter().flat_map(|address| [flag.to_owned(), address.to_string()]));
     }
     let inherited = |role: &str, fd: OwnedFd| Inherited { role: role.to_owned(), fd };
+    let journals = journals(&config).into_iter().map(|memory| inherited("journal", memory));
+    let sockets = sockets.into_iter().map(|socket| inherited("udp", socket.into()));
     let roles = vec![
-        Role {
-            name: "collect",
-            arguments: for_collect,
-            sockets: sockets.into_iter().map(|socket| inherited("udp", socket.into())).collect(),
-        },
+        Role { name: "collect", arguments: for_collect, sockets: sockets.chain(journals).collect() },
         Role {
             name: "aggregate",
             arguments: for_aggregate,
@@ -154,6 +152,19 @@ fn changed_roles(running: &Config, next: &Config) -> Result<Vec<&'static str>, S
         changed.push("aggregate");
     }
     Ok(changed)
+}
+
+/// Memory for the journal of each shard, where the log can go on after a crash.
+fn journals(config: &Config) -> Vec<OwnedFd> {
+    let receive = &config.receive;
+    if receive.journal_bytes == 0 || config.log.kind != LogKind::Embedded {
+        return Vec::new();
+    }
+    let made: Result<Vec<_>, _> = (0..receive.shard_count()).map(|_| receive.journal_memory()).collect();
+    made.unwrap_or_else(|error| {
+        tracing::warn!(%error, "no memory for the journal: a crash of the collector will lose what it has in hand");
+        Vec::new()
+    })
 }
 
 async fn bind_udp(config: &Config) -> Result<Vec<Socket>, Failure> {
@@ -215,7 +226,8 @@ pub(crate) async fn collect(config: Config, http: Option<SocketAddr>) -> Result<
     };
     let sink = open_sink(&config).await?;
     let mut addresses = Addresses { udp: Addresses::of_sockets(&sockets), ..Addresses::default() };
-    let deps = CollectorDeps { data_dir: config.data_dir.clone(), sockets, sink };
+    let journals = take(&inherited, "journal")?;
+    let deps = CollectorDeps { data_dir: config.data_dir.clone(), sockets, sink, journals };
     let collector = Collector::new(&config.collector(), deps).map_err(collector_failure)?;
     if let Some(address) = http {
         let listener = bind_tcp("listen.http", address).await?;

@@ -282,6 +282,25 @@ impl Decoder {
         self.events.write(&mut out.exporter_events);
     }
 
+    /// Forgets what was counted, not what was learned: what is decoded from here on is new.
+    pub(crate) fn forget_counts(&mut self) {
+        self.counters = DecodeCounters::default();
+        for state in self.exporters.iter_mut() {
+            state.counters = Counters::default();
+            state.reported = Counters::default();
+        }
+        self.events = Events::default();
+    }
+
+    /// Gives up the data that waits for its template.
+    pub(crate) fn give_up_pending(&mut self) {
+        for set in self.netflow.pending.take_all() {
+            if let Some(state) = self.exporters.find_mut(set.key) {
+                state.counters.sets_expired += 1;
+            }
+        }
+    }
+
     fn retry_pending(&mut self, now_us: i64, out: &mut Batches) {
         if self.netflow.pending.is_empty() {
             return;

@@ -224,6 +224,7 @@ pub(super) fn envelope_of(rows: u8) -> Envelope {
         rows: u32::from(rows),
         min_time_us: 0,
         max_time_us: 0,
+        covered: None,
     }
 }
 

@@ -10,11 +10,13 @@
 //! sizes that routers use: v5 30 records, v9 24 (IPv4) or 13 (IPv6), IPFIX 20 or 15, sFlow 7 samples.
 
 mod netflow;
+mod repeat;
 mod sflow;
 mod traffic;
 
 use std::net::Ipv4Addr;
 
+pub use repeat::{Repeater, Turn};
 use traffic::{Random, Traffic};
 
 /// An export protocol that can be generated.
@@ -130,17 +132,22 @@ impl Totals {
 
     /// The sum over several protocols.
     pub fn sum<'a>(all: impl IntoIterator<Item = &'a Totals>) -> Totals {
-        all.into_iter().fold(Totals::default(), |sum, one| Totals {
-            datagrams: sum.datagrams + one.datagrams,
-            datagram_bytes: sum.datagram_bytes + one.datagram_bytes,
-            rows: sum.rows + one.rows,
-            bytes: sum.bytes + one.bytes,
-            packets: sum.packets + one.packets,
-            est_bytes: sum.est_bytes + one.est_bytes,
-            est_packets: sum.est_packets + one.est_packets,
-            options_records: sum.options_records + one.options_records,
-            counter_samples: sum.counter_samples + one.counter_samples,
-        })
+        all.into_iter().fold(Totals::default(), |sum, one| sum.combine(one, |sum, one| sum + one))
+    }
+
+    /// Field by field.
+    fn combine(&self, other: &Totals, with: impl Fn(u64, u64) -> u64) -> Totals {
+        Totals {
+            datagrams: with(self.datagrams, other.datagrams),
+            datagram_bytes: with(self.datagram_bytes, other.datagram_bytes),
+            rows: with(self.rows, other.rows),
+            bytes: with(self.bytes, other.bytes),
+            packets: with(self.packets, other.packets),
+            est_bytes: with(self.est_bytes, other.est_bytes),
+            est_packets: with(self.est_packets, other.est_packets),
+            options_records: with(self.options_records, other.options_records),
+            counter_samples: with(self.counter_samples, other.counter_samples),
+        }
     }
 }
 

@@ -143,6 +143,16 @@ impl Sources {
             "weir_collector_receive_errors",
             "System calls on sockets that failed.",
             by_shard(|p| p.counts.errors),
+        )?;
+        out.counters(
+            "weir_collector_replayed_datagrams",
+            "Datagrams that an earlier collector had in hand when it died, decoded again.",
+            by_shard(|p| p.counts.replayed),
+        )?;
+        out.counters(
+            "weir_collector_died_datagrams",
+            "Datagrams that died with an earlier collector: its journal was too small to hold them.",
+            by_shard(|p| p.counts.died),
         )
     }
 

@@ -7,13 +7,15 @@
 //!
 //! A shard never waits for anything but datagrams: the queue drops rather than block, the quarantine is bounded.
 
+pub mod journal;
 pub mod quarantine;
+mod replay;
 pub mod socket;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use weir_schemas::Table;
@@ -22,6 +24,7 @@ use crate::batch::{Batcher, Closed, SizeRatios};
 use crate::decode::{DatagramMeta, Decoder, RejectReason};
 use crate::metrics::{ExporterFeed, ShardStats};
 use crate::writer::Queue;
+use journal::{InLog, Journal};
 use quarantine::Quarantine;
 use socket::{Datagram, RING_SLOTS, Ring, Socket};
 
@@ -70,6 +73,17 @@ pub struct ShardParts {
     pub quarantine: Arc<Quarantine>,
     pub stats: Arc<ShardStats>,
     pub stop: Arc<StopSignal>,
+    pub journal: Option<KeptJournal>,
+}
+
+/// A shard's journal.
+#[derive(Debug)]
+pub struct KeptJournal {
+    pub journal: Journal,
+    /// How far the log was in it when the collector started.
+    pub in_log: InLog,
+    /// How far the log is since, as the writer says.
+    pub low: Arc<AtomicU64>,
 }
 
 /// A shard; [`Shard::run`] is its thread.
@@ -105,17 +119,26 @@ pub struct ShardCounts {
     pub calls: u64,
     pub full_calls: u64,
     pub errors: u64,
+    /// Datagrams that an earlier collector had received when it died, decoded again.
+    pub replayed: u64,
+    /// Datagrams that died with it.
+    pub died: u64,
 }
 
 impl Shard {
-    pub fn new(parts: ShardParts) -> Shard {
+    /// `ring` lies in the memory of the journal, where there is one.
+    pub fn new(ring: Ring, parts: ShardParts) -> Shard {
         let counts = ShardCounts { received: vec![(0, 0); parts.sockets.len()], ..ShardCounts::default() };
         let feed = ExporterFeed::new(Arc::clone(parts.stats.exporters()));
-        Shard { ring: Ring::new(), ready: Vec::new(), work: Work { parts, counts, feed } }
+        Shard { ring, ready: Vec::new(), work: Work { parts, counts, feed } }
     }
 
-    /// Receives until told to stop, then drains the sockets and closes all batches.
-    pub fn run(mut self) {
+    /// Decodes what a collector that died has left in the journal, then receives until told to stop, drains the sockets
+    /// and closes all batches. Returns the journal, to be begun anew when the log has everything.
+    pub fn run(mut self) -> Option<Journal> {
+        self.work.take_left_over(&mut self.ring);
+        self.work.replay();
+        self.work.publish();
         let mut next_tick = Instant::now() + TICK;
         let mut stopping: Option<Instant> = None;
         loop {
@@ -138,6 +161,7 @@ impl Shard {
         self.work.tick();
         self.work.close(|batcher, _, emit| batcher.close_all(emit));
         self.work.publish();
+        self.work.parts.journal.map(|kept| kept.journal)
     }
 
     fn wait_time(&self, next_tick: Instant, stop_us: Option<i64>) -> Duration {
@@ -175,6 +199,9 @@ impl Shard {
         let Shard { ring, work, .. } = self;
         let socket = &work.parts.sockets[index];
         let local_port = socket.local_addr().port();
+        if let Some(kept) = &work.parts.journal {
+            ring.begin_batch(kept.journal.next() + 1, local_port);
+        }
         let count = match ring.receive(socket) {
             Ok(count) => count,
             Err(error) => {
@@ -186,11 +213,15 @@ impl Shard {
         work.counts.full_calls += u64::from(count == RING_SLOTS);
         let mut newest_us = 0;
         let mut bytes = 0;
+        // Kept before the first of them is decoded.
+        work.keep(ring.datagrams(), local_port);
+        ring.end_batch();
         for datagram in ring.datagrams() {
             newest_us = datagram.received_us.unwrap_or_else(now_us);
             bytes += datagram.bytes.len() as u64;
             work.decode(&datagram, local_port, newest_us);
         }
+        work.mark_decoded();
         let received = &mut work.counts.received[index];
         received.0 += count as u64;
         received.1 += bytes;
@@ -266,6 +297,12 @@ impl Work {
             *total += after - before;
         }
         self.feed.update(decoder.exporters());
+        // Where nothing is open and the log has all that was closed, it has everything.
+        if let (Some(kept), Some(low)) = (&mut self.parts.journal, self.parts.batcher.idle_low())
+            && kept.low.load(Ordering::Acquire) == low
+        {
+            kept.journal.set_low(kept.journal.next());
+        }
     }
 
     fn close(&mut self, close: impl FnOnce(&mut Batcher, &SizeRatios, &mut dyn FnMut(Closed))) {
@@ -278,6 +315,9 @@ impl Work {
     }
 
     fn publish(&mut self) {
+        if let Some(kept) = &mut self.parts.journal {
+            kept.journal.set_low(kept.low.load(Ordering::Acquire));
+        }
         self.parts.stats.publish(&self.counts, self.parts.decoder.counters());
     }
 

@@ -15,10 +15,13 @@
 //! beside it.
 #![expect(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::mem::{self, size_of};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
 
 use libc::{c_int, c_uint, c_void, socklen_t};
@@ -277,6 +280,30 @@ impl From<Socket> for OwnedFd {
     }
 }
 
+/// Sends datagrams from a connected socket by one system call, at most [`RING_SLOTS`] of them; returns how many of them,
+/// from the first on, the kernel took. For load generators: weir itself sends nothing.
+///
+/// # Errors
+/// Where the kernel did not take the first.
+pub fn send_many(socket: &impl AsFd, datagrams: &[impl AsRef<[u8]>]) -> io::Result<usize> {
+    // SAFETY: both are plain C structures for which all zeroes is a value (null pointers, lengths of 0).
+    let (mut vectors, mut headers): ([libc::iovec; RING_SLOTS], [libc::mmsghdr; RING_SLOTS]) =
+        unsafe { (mem::zeroed(), mem::zeroed()) };
+    let mut count = 0;
+    for ((header, vector), datagram) in headers.iter_mut().zip(&mut vectors).zip(datagrams) {
+        let bytes = datagram.as_ref();
+        vector.iov_base = bytes.as_ptr().cast_mut().cast::<c_void>();
+        vector.iov_len = bytes.len();
+        header.msg_hdr.msg_iov = vector;
+        header.msg_hdr.msg_iovlen = 1;
+        count += 1;
+    }
+    // SAFETY: the first `count` headers each point at a vector of one element, which points at a slice that `datagrams`
+    // borrows; the kernel only reads it, and keeps no pointer. There is neither name nor control buffer.
+    let sent = unsafe { libc::sendmmsg(socket.as_fd().as_raw_fd(), headers.as_mut_ptr(), count, 0) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
 fn set_option<T>(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: &T) -> io::Result<()> {
     let len = socklen_t::try_from(size_of::<T>()).unwrap_or(0);
     // SAFETY: `value` is a live reference to `len` bytes, which the kernel only reads.
@@ -381,74 +408,127 @@ pub struct Datagram<'a> {
     pub truncated: bool,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Slot {
-    len: usize,
-    control_len: usize,
-    flags: c_int,
-}
+/// Where the parts of a [`Ring`] lie in its memory.
+const AT_BATCH: usize = 0;
+const AT_PORT: usize = 8;
+const AT_HEADERS: usize = 64;
+const AT_VECTORS: usize = AT_HEADERS + RING_SLOTS * size_of::<libc::mmsghdr>();
+const AT_NAMES: usize = AT_VECTORS + RING_SLOTS * size_of::<libc::iovec>();
+const AT_CONTROLS: usize = (AT_NAMES + RING_SLOTS * NAME_LEN).next_multiple_of(16);
+const AT_PAYLOADS: usize = AT_CONTROLS + RING_SLOTS * CONTROL_LEN;
+/// In the place of a length: the kernel has not filled the slot.
+const UNFILLED: c_uint = c_uint::MAX;
 
 /// The buffers that [`Ring::receive`] fills, kept from call to call. 2 MiB are reserved; the memory that counts is what
 /// the datagrams have touched, mostly one or two pages a slot.
+///
+/// It may lie in memory that outlives the process. The kernel says slot by slot what it has filled, so that whoever finds
+/// the memory after a crash, in the middle of a call even, knows what was taken from the kernel: [`Ring::left_over`].
+#[derive(Debug)]
 pub struct Ring {
-    payload: Vec<u8>,
-    names: Vec<[u8; NAME_LEN]>,
-    controls: Vec<[u8; CONTROL_LEN]>,
-    slots: [Slot; RING_SLOTS],
+    memory: Memory,
     filled: usize,
 }
 
-impl std::fmt::Debug for Ring {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ring").field("filled", &self.filled).finish_non_exhaustive()
-    }
-}
-
-impl Default for Ring {
-    fn default() -> Self {
-        Ring::new()
-    }
-}
-
 impl Ring {
-    pub fn new() -> Ring {
-        Ring {
-            payload: vec![0; SLOT_STRIDE * RING_SLOTS],
-            names: vec![[0; NAME_LEN]; RING_SLOTS],
-            controls: vec![[0; CONTROL_LEN]; RING_SLOTS],
-            slots: [Slot::default(); RING_SLOTS],
-            filled: 0,
+    /// Bytes that a ring takes at the beginning of its memory, a multiple of 4,096.
+    pub const BYTES: usize = (AT_PAYLOADS + SLOT_STRIDE * RING_SLOTS).next_multiple_of(4_096);
+
+    /// In memory of its own.
+    pub fn new() -> io::Result<Ring> {
+        let memory = Memory::create(c"weir-ring", Ring::BYTES)?;
+        let mut ring = Ring::open(Memory::map(memory.as_fd(), 0)?)?;
+        ring.end_batch();
+        Ok(ring)
+    }
+
+    /// In this memory, as it was left.
+    pub fn open(memory: Memory) -> io::Result<Ring> {
+        if memory.bytes().len() < Ring::BYTES {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        Ok(Ring { memory, filled: 0 })
+    }
+
+    /// What is received next is a batch that whoever finds it knows by this number (not 0) and port.
+    pub(crate) fn begin_batch(&mut self, number: u64, port: u16) {
+        for slot in 0..RING_SLOTS {
+            let at = AT_HEADERS + slot * size_of::<libc::mmsghdr>() + mem::offset_of!(libc::mmsghdr, msg_len);
+            self.memory.bytes_mut()[at..at + 4].copy_from_slice(&UNFILLED.to_ne_bytes());
+        }
+        self.memory.bytes_mut()[AT_PORT..AT_PORT + 2].copy_from_slice(&port.to_ne_bytes());
+        self.store_batch(number);
+    }
+
+    /// The batch is in other hands.
+    pub(crate) fn end_batch(&mut self) {
+        self.store_batch(0);
+    }
+
+    fn store_batch(&mut self, number: u64) {
+        // in this order, whenever the process is killed
+        compiler_fence(Ordering::SeqCst);
+        self.memory.bytes_mut()[AT_BATCH..AT_BATCH + 8].copy_from_slice(&number.to_ne_bytes());
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// The batch that a process was receiving, or had in hand, when it died: its number, its port, and how many
+    /// datagrams there are for [`Ring::datagrams`].
+    pub(crate) fn left_over(&mut self) -> Option<(u64, u16, usize)> {
+        let bytes = self.memory.bytes();
+        let number = u64::from_ne_bytes(*bytes[AT_BATCH..].first_chunk()?);
+        let port = u16::from_ne_bytes(*bytes[AT_PORT..].first_chunk()?);
+        if number == 0 {
+            return None;
+        }
+        self.filled = (0..RING_SLOTS).take_while(|slot| self.header(*slot).msg_len != UNFILLED).count();
+        Some((number, port, self.filled))
+    }
+
+    fn header(&self, slot: usize) -> libc::mmsghdr {
+        let at = AT_HEADERS + slot * size_of::<libc::mmsghdr>();
+        let bytes = &self.memory.bytes()[at..at + size_of::<libc::mmsghdr>()];
+        // SAFETY: the slice has the size of the structure, for which any bytes are a value: its pointers are only
+        // compared with nothing and never followed.
+        unsafe { bytes.as_ptr().cast::<libc::mmsghdr>().read_unaligned() }
     }
 
     /// Takes what the socket has, up to [`RING_SLOTS`] datagrams, without waiting; returns how many.
     pub fn receive(&mut self, socket: &Socket) -> io::Result<usize> {
         self.filled = 0;
-        // SAFETY: both are plain C structures for which all zeroes is a value (null pointers, lengths of 0).
-        let (mut vectors, mut headers): ([libc::iovec; RING_SLOTS], [libc::mmsghdr; RING_SLOTS]) =
-            unsafe { (mem::zeroed(), mem::zeroed()) };
-        let buffers = self.payload.chunks_exact_mut(SLOT_STRIDE);
-        let names = self.names.iter_mut().zip(&mut self.controls);
-        for (((header, vector), buffer), (name, control)) in
-            headers.iter_mut().zip(&mut vectors).zip(buffers).zip(names)
-        {
-            vector.iov_base = buffer.as_mut_ptr().cast::<c_void>();
-            vector.iov_len = MAX_DATAGRAM;
-            header.msg_hdr.msg_iov = vector;
-            header.msg_hdr.msg_iovlen = 1;
-            header.msg_hdr.msg_name = name.as_mut_ptr().cast::<c_void>();
-            header.msg_hdr.msg_namelen = socklen_t::try_from(NAME_LEN).unwrap_or(0);
-            header.msg_hdr.msg_control = control.as_mut_ptr().cast::<c_void>();
-            header.msg_hdr.msg_controllen = CONTROL_LEN as _;
+        let base = self.memory.bytes_mut().as_mut_ptr();
+        // SAFETY: all offsets are within the memory, which has at least `Ring::BYTES` bytes (`open`), begins at a page,
+        // and is exclusively borrowed; the structures are at multiples of their alignment, 8.
+        let (headers, vectors) = unsafe {
+            (base.add(AT_HEADERS).cast::<libc::mmsghdr>(), base.add(AT_VECTORS).cast::<libc::iovec>())
+        };
+        for slot in 0..RING_SLOTS {
+            // SAFETY: as above, for the parts of each slot: they do not overlap.
+            unsafe {
+                let vector = vectors.add(slot);
+                vector.write(libc::iovec {
+                    iov_base: base.add(AT_PAYLOADS + slot * SLOT_STRIDE).cast::<c_void>(),
+                    iov_len: MAX_DATAGRAM,
+                });
+                let mut header: libc::mmsghdr = mem::zeroed();
+                header.msg_len = UNFILLED;
+                header.msg_hdr.msg_iov = vector;
+                header.msg_hdr.msg_iovlen = 1;
+                header.msg_hdr.msg_name = base.add(AT_NAMES + slot * NAME_LEN).cast::<c_void>();
+                header.msg_hdr.msg_namelen = socklen_t::try_from(NAME_LEN).unwrap_or(0);
+                header.msg_hdr.msg_control = base.add(AT_CONTROLS + slot * CONTROL_LEN).cast::<c_void>();
+                header.msg_hdr.msg_controllen = CONTROL_LEN as _;
+                headers.add(slot).write(header);
+            }
         }
         let count = c_uint::try_from(RING_SLOTS).unwrap_or(0);
-        // SAFETY: `headers` has `count` entries. Each points at a vector of one element, a name and a control buffer,
-        // all of the lengths given, disjoint from each other, owned by `self` (exclusively borrowed) or by this frame,
-        // and alive until the call returns; the kernel keeps no pointer. No timeout is given.
+        // SAFETY: there are `count` headers. Each points at a vector of one element, a name and a control buffer, all of
+        // the lengths given, disjoint from each other, in memory that `self` owns and that is exclusively borrowed until
+        // the call returns; the kernel keeps no pointer. No timeout is given.
         let received = unsafe {
             libc::recvmmsg(
                 socket.fd.as_raw_fd(),
-                headers.as_mut_ptr(),
+                headers,
                 count,
                 libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
@@ -462,38 +542,101 @@ impl Ring {
             };
         };
         self.filled = received.min(RING_SLOTS);
-        for (slot, header) in self.slots.iter_mut().zip(&headers).take(self.filled) {
-            // 64 bits wide with glibc, 32 with musl
-            #[allow(clippy::useless_conversion)]
-            let control_len = usize::try_from(header.msg_hdr.msg_controllen).unwrap_or(0).min(CONTROL_LEN);
-            *slot = Slot {
-                len: usize::try_from(header.msg_len).unwrap_or(0).min(MAX_DATAGRAM),
-                control_len,
-                flags: header.msg_hdr.msg_flags,
-            };
-        }
         Ok(self.filled)
     }
 
     /// The datagrams of the last [`Ring::receive`], in the order in which they arrived.
     pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
-        let buffers = self.payload.chunks_exact(SLOT_STRIDE);
-        let slots = self.slots.iter().take(self.filled).zip(buffers);
-        slots.zip(self.names.iter().zip(&self.controls)).map(|((slot, buffer), (name, control))| {
-            let (sender, sender_port) = parse_name(name);
+        let bytes = self.memory.bytes();
+        (0..self.filled).map(move |slot| {
+            let header = self.header(slot);
+            let part = |at: usize, len: usize| &bytes[at..at + len];
+            let len = usize::try_from(header.msg_len).unwrap_or(0).min(MAX_DATAGRAM);
+            // 64 bits wide with glibc, 32 with musl
+            #[allow(clippy::useless_conversion)]
+            let control_len = usize::try_from(header.msg_hdr.msg_controllen).unwrap_or(0).min(CONTROL_LEN);
+            let (sender, sender_port) = parse_name(part(AT_NAMES + slot * NAME_LEN, NAME_LEN));
             Datagram {
-                bytes: &buffer[..slot.len],
+                bytes: part(AT_PAYLOADS + slot * SLOT_STRIDE, len),
                 sender,
                 sender_port,
-                received_us: parse_timestamp(&control[..slot.control_len]),
-                truncated: slot.flags & libc::MSG_TRUNC != 0,
+                received_us: parse_timestamp(part(AT_CONTROLS + slot * CONTROL_LEN, control_len)),
+                truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
             }
         })
     }
 }
 
+/// Memory without a name in any file system, that lives as long as somebody holds a descriptor of it: what one process
+/// stored in it, the next one finds.
+pub struct Memory {
+    address: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: it is plain memory, and `Memory` owns this mapping of it.
+unsafe impl Send for Memory {}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Memory").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl Memory {
+    /// Makes such memory, all zero; it takes room only where it is written. `name` is seen in `/proc/PID/maps`.
+    pub fn create(name: &std::ffi::CStr, bytes: usize) -> io::Result<OwnedFd> {
+        // SAFETY: `name` is a string that ends in a zero, which the kernel copies.
+        let number = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+        if number < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made it for this process, nothing else owns it.
+        let file = File::from(unsafe { OwnedFd::from_raw_fd(number) });
+        file.set_len(bytes as u64)?;
+        Ok(file.into())
+    }
+
+    /// The memory that a descriptor stands for, from `from` (a multiple of 4,096) on. One process at a time may have it:
+    /// the supervisor, which only holds the descriptor, starts a collector when the last one has ended.
+    pub fn map(fd: BorrowedFd<'_>, from: usize) -> io::Result<Memory> {
+        let file = File::from(fd.try_clone_to_owned()?);
+        let all = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        let bytes = all.checked_sub(from).filter(|bytes| *bytes > 0).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let offset = libc::off_t::try_from(from).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let address = unsafe {
+            libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, file.as_raw_fd(), offset)
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let address = NonNull::new(address.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Memory { address, bytes })
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `bytes` bytes are mapped there while `self` lives; any value is a valid byte. Who else has the
+        // descriptor does not write: see `map`.
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.bytes) }
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the address and length of the mapping that `map` made, used no more after this.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.bytes) };
+    }
+}
+
 /// `sockaddr_in` and `sockaddr_in6`: family in the machine's order, port in the network's.
-fn parse_name(name: &[u8; NAME_LEN]) -> (Address, u16) {
+fn parse_name(name: &[u8]) -> (Address, u16) {
     let family = i32::from(u16::from_ne_bytes([name[0], name[1]]));
     let port = u16::from_be_bytes([name[2], name[3]]);
     let address = if family == libc::AF_INET {

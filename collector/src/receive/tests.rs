@@ -1,11 +1,14 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::socket::{MAX_DATAGRAM, RING_SLOTS, Ring, Socket, SocketOptions, Steer, bind_all, bind_group};
+use super::socket::{
+    Datagram, MAX_DATAGRAM, Memory, RING_SLOTS, Ring, Socket, SocketOptions, Steer, bind_all, bind_group,
+    send_many,
+};
 
 fn options(receive_buffer_bytes: usize, steer: Steer) -> SocketOptions {
     SocketOptions { receive_buffer_bytes, steer, only_v6: false }
@@ -39,7 +42,7 @@ fn datagrams_come_whole_in_order_with_sender_and_time() {
     }
     let after = super::now_us();
     std::thread::sleep(Duration::from_millis(20));
-    let mut ring = Ring::new();
+    let mut ring = Ring::new().unwrap();
     let mut next = 0;
     let mut last = before - 1_000;
     loop {
@@ -65,6 +68,21 @@ fn datagrams_come_whole_in_order_with_sender_and_time() {
 }
 
 #[test]
+fn many_datagrams_go_out_by_one_call() {
+    let socket = one("127.0.0.1:0", 8 << 20);
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    sender.connect(socket.local_addr()).unwrap();
+    let datagrams: Vec<Vec<u8>> = (0..40_u8).map(|n| vec![n; usize::from(n) * 20]).collect();
+    assert_eq!(send_many(&sender, &datagrams).unwrap(), RING_SLOTS);
+    assert_eq!(send_many(&sender, &datagrams[RING_SLOTS..]).unwrap(), 40 - RING_SLOTS);
+    assert_eq!(send_many(&sender, &datagrams[..0]).unwrap(), 0);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(read_all(&socket, &mut Ring::new().unwrap()), datagrams);
+    // longer than a datagram can be: nothing is sent
+    assert!(send_many(&sender, &[vec![0; 70_000]]).is_err());
+}
+
+#[test]
 fn an_ipv4_peer_of_a_dual_stack_socket_is_an_ipv4_address() {
     let sockets = bind_all(&[address("[::]:0")], 1, 1 << 20, Steer::Exporter).unwrap();
     let port = sockets[0].local_addr().port();
@@ -73,7 +91,7 @@ fn an_ipv4_peer_of_a_dual_stack_socket_is_an_ipv4_address() {
     let v6 = UdpSocket::bind("[::1]:0").unwrap();
     v6.send_to(b"6", ("::1", port)).unwrap();
     std::thread::sleep(Duration::from_millis(20));
-    let mut ring = Ring::new();
+    let mut ring = Ring::new().unwrap();
     assert_eq!(ring.receive(&sockets[0]).unwrap(), 2);
     let senders: Vec<String> = ring.datagrams().map(|datagram| datagram.sender.to_string()).collect();
     assert_eq!(senders, ["127.0.0.9", "::1"]);
@@ -111,7 +129,7 @@ fn drops_are_sent_less_received_exactly_also_when_the_sender_falls_silent() {
     for size in [100, 1_400] {
         let socket = one("127.0.0.1:0", 64 << 10);
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut ring = Ring::new();
+        let mut ring = Ring::new().unwrap();
         let (mut sent, mut received) = (0_u64, 0);
         for burst in [3_000, 1, 2_000] {
             for _ in 0..burst {
@@ -131,6 +149,36 @@ fn drops_are_sent_less_received_exactly_also_when_the_sender_falls_silent() {
     }
 }
 
+#[test]
+fn what_a_dead_process_had_taken_from_the_kernel_is_found() {
+    let memory = Memory::create(c"ring", Ring::BYTES).unwrap();
+    let ring = || Ring::open(Memory::map(memory.as_fd(), 0).unwrap()).unwrap();
+    assert_eq!(ring().left_over(), None, "new memory");
+    let socket = one("127.0.0.1:0", 1 << 20);
+    let sender = UdpSocket::bind("127.0.0.7:0").unwrap();
+    let mut first = ring();
+    first.begin_batch(8, 2055);
+    assert_eq!(ring().left_over(), Some((8, 2055, 0)), "before the call");
+    let datagrams: Vec<Vec<u8>> = (1..=5_u8).map(|n| vec![n; usize::from(n) * 300]).collect();
+    for datagram in &datagrams {
+        sender.send_to(datagram, socket.local_addr()).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(first.receive(&socket).unwrap(), 5);
+    // The process that has the ring dies here; another one finds its memory.
+    let mut second = ring();
+    assert_eq!(second.left_over(), Some((8, 2055, 5)));
+    let found: Vec<_> = second.datagrams().collect();
+    let bytes: Vec<_> = found.iter().map(|datagram| datagram.bytes.to_vec()).collect();
+    assert_eq!(bytes, datagrams);
+    let is_whole = |datagram: &&Datagram<'_>| {
+        datagram.sender.to_string() == "127.0.0.7" && datagram.received_us.is_some() && !datagram.truncated
+    };
+    assert!(found.iter().all(|datagram| is_whole(&datagram)), "{found:?}");
+    first.end_batch();
+    assert_eq!(ring().left_over(), None);
+}
+
 /// Who got the datagrams of each source: source → shards.
 fn spread(listen: &str, sources: &[String], steer: Steer) -> HashMap<String, Vec<usize>> {
     let sockets = bind_group(address(listen), 4, &options(4 << 20, steer)).unwrap();
@@ -144,7 +192,7 @@ fn spread(listen: &str, sources: &[String], steer: Steer) -> HashMap<String, Vec
         }
     }
     std::thread::sleep(Duration::from_millis(50));
-    let mut ring = Ring::new();
+    let mut ring = Ring::new().unwrap();
     let mut found: HashMap<String, Vec<usize>> = HashMap::new();
     for (shard, socket) in sockets.iter().enumerate() {
         while ring.receive(socket).unwrap() > 0 {
@@ -202,7 +250,7 @@ const CHILD: &str = "WEIR_TEST_CHILD_FD";
 fn child_that_reads() {
     let Ok(fd) = std::env::var(CHILD) else { return };
     let socket = Socket::from_inherited(fd.parse().unwrap()).unwrap();
-    let mut ring = Ring::new();
+    let mut ring = Ring::new().unwrap();
     let count = ring.receive(&socket).unwrap();
     eprintln!("received {count} dropped {}", socket.drops().unwrap().0);
     // Until it is killed.
@@ -243,6 +291,6 @@ fn a_socket_outlives_the_process_that_reads_it() {
     assert_eq!(child(), (RING_SLOTS, 0));
     send(50);
     assert_eq!(child(), (RING_SLOTS, 0));
-    let rest = read_all(&socket, &mut Ring::new()).len();
+    let rest = read_all(&socket, &mut Ring::new().unwrap()).len();
     assert_eq!(rest, 150 - 2 * RING_SLOTS);
 }

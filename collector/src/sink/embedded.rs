@@ -5,6 +5,7 @@
 //! its offset is never given to another message. Killed at any moment, the log opens again with every whole frame; the
 //! torn tail is cut. Write errors and a full disk make the sink busy, never wrong; it recovers by itself.
 
+mod covered;
 mod partition;
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,8 @@ use partition::{Partition, WriteError};
 use serde::{Deserialize, Serialize};
 use weir_schemas::segment::{LOCK_FILE, partition_number};
 
-use super::{Acknowledged, Message, Sink, SinkError};
+use super::{Acknowledged, JournalMark, Message, Sink, SinkError};
+use crate::receive::journal::InLog;
 
 /// How often retention is looked after.
 const RETENTION_EVERY: Duration = Duration::from_secs(5);
@@ -356,6 +358,17 @@ impl Sink for EmbeddedSink {
             }
             std::thread::sleep(RETRY_AFTER.min(deadline.saturating_duration_since(Instant::now())));
         }
+    }
+
+    fn in_log(&mut self, journals: &[JournalMark]) -> Option<Vec<InLog>> {
+        let mut found = vec![InLog::default(); journals.len()];
+        for partition in &self.partitions {
+            if let Err(error) = covered::find(partition, self.config.partitions, journals, &mut found) {
+                tracing::warn!(log = %self.directory.display(), %error, "cannot read how far the log is");
+                return None;
+            }
+        }
+        Some(found)
     }
 
     fn in_flight(&self) -> u64 {

@@ -8,14 +8,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use weir_schemas::Envelope;
 
+use crate::receive::journal::InLog;
+
 /// A batch ready for the log.
 #[derive(Debug, Clone)]
 pub struct Message {
     pub envelope: Envelope,
     /// Arrow IPC stream ([`weir_schemas::envelope::encode_body`]).
     pub body: Bytes,
-    /// Messages of one key stay in order: the shard's number, or a hash of the exporter's address.
+    /// Messages of one key stay in order: the number of the shard.
     pub key: u64,
+    /// Where the shard keeps a journal: with this message all rows of the datagrams before that one are in the log.
+    pub low: Option<u64>,
 }
 
 /// What the log has taken for good (as its fsync policy or `acks` defines it) since the last call.
@@ -24,6 +28,17 @@ pub struct Acknowledged {
     pub messages: u64,
     pub rows: u64,
     pub bytes: u64,
+}
+
+/// A journal that is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalMark {
+    pub journal: u64,
+    pub shard: u64,
+    /// This much is known to be in the log.
+    pub low: u64,
+    /// When the first datagram beyond that was received, µs since 1970 UTC; None where there is none.
+    pub since_us: Option<i64>,
 }
 
 /// What to do about a message that the log did not take.
@@ -51,6 +66,12 @@ pub trait Sink: Send {
 
     /// Messages appended and not yet acknowledged.
     fn in_flight(&self) -> u64;
+
+    /// How far the rows of these journals are in the log. None where a message that was appended may be lost with this
+    /// process, or where the log cannot be asked: then there is no going on after a crash.
+    fn in_log(&mut self, _journals: &[JournalMark]) -> Option<Vec<InLog>> {
+        None
+    }
 
     /// Messages that were appended, but that the log has refused since (each once): dropped, to be counted as such.
     fn refused(&mut self) -> Acknowledged {

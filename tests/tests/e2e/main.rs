@@ -18,6 +18,7 @@ mod faults;
 mod full_disk;
 mod kafka;
 mod prometheus;
+mod receive;
 mod reload;
 mod tidy;
 mod totals;

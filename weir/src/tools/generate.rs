@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
-use weir_collector::generate::{DatagramInfo, Generator, GeneratorConfig, Protocol, Totals};
+use weir_collector::generate::{DatagramInfo, Generator, GeneratorConfig, Protocol, Repeater, Totals};
 use weir_collector::pcap::Writer;
 use weir_schemas::Address;
 
@@ -25,6 +25,9 @@ const CAPTURE_RATE: f64 = 10_000.0;
 const CAPTURE_EXPORTERS: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 const CAPTURE_COLLECTOR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const LOOPBACK_EXPORTERS: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
+/// Datagrams that `--repeat` keeps in all (1.5 GB of memory), and that it sends of one exporter at once.
+const MAX_REPEATED: u64 = 1_000_000;
+const REPEATED_AT_ONCE: usize = 8;
 
 /// What `--protocol` can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -75,6 +78,11 @@ pub(crate) struct GenerateArgs {
     /// Same seed, same traffic
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+
+    /// Encode only so many datagrams of each exporter, and send those again and again with new sequence numbers and
+    /// times: for load tests, where a receiver takes more flows than one core can make
+    #[arg(long, value_name = "DATAGRAMS", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) repeat: Option<u32>,
 
     /// Where to; without a port: 2055, 4739 and 6343 by protocol
     #[arg(long, value_name = "ADDR[:PORT]", default_value = "127.0.0.1", value_parser = parse_target)]
@@ -148,14 +156,36 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), ToolError> {
     if args.pcap.is_some() && args.flows.is_none() && args.duration.is_none() {
         return Err(ToolError::Usage("--pcap needs --flows or --duration: it would never end".into()));
     }
+    if let Some(datagrams) = args.repeat {
+        if args.pcap.is_some() {
+            return Err(ToolError::Usage("--repeat is for sending: not with --pcap".into()));
+        }
+        if u64::from(datagrams) * u64::from(args.exporters) > MAX_REPEATED {
+            return Err(ToolError::Usage(format!(
+                "--repeat {datagrams} of {} exporters: {MAX_REPEATED} datagrams in all can be kept",
+                args.exporters
+            )));
+        }
+    }
     let start_us = start_us(args)?;
-    let mut generator = Generator::new(&config(args, start_us));
-    let started = Instant::now();
-    let not_sent = match &args.pcap {
-        Some(path) => write(args, path, start_us, &mut generator)?,
-        None => send(args, start_us, &mut generator)?,
-    };
-    print(args, &generator, started.elapsed(), not_sent)
+    let config = config(args, start_us);
+    match (&args.pcap, args.repeat) {
+        (Some(path), _) => {
+            let mut generator = Generator::new(&config);
+            let took = write(args, path, start_us, &mut generator)?;
+            print(args, &generator.totals(), took, 0)
+        }
+        (None, Some(datagrams)) => {
+            let mut repeater = Repeater::new(&config, datagrams as usize);
+            let Sent { took, not_sent } = send(args, start_us, &mut repeater)?;
+            print(args, &repeater.totals(), took, not_sent)
+        }
+        (None, None) => {
+            let mut generator = Generator::new(&config);
+            let Sent { took, not_sent } = send(args, start_us, &mut generator)?;
+            print(args, &generator.totals(), took, not_sent)
+        }
+    }
 }
 
 fn start_us(args: &GenerateArgs) -> Result<i64, ToolError> {
@@ -196,16 +226,59 @@ fn config(args: &GenerateArgs, start_us: i64) -> GeneratorConfig {
     }
 }
 
+/// What sending came to.
+#[derive(Debug)]
+struct Sent {
+    took: Duration,
+    /// Datagrams that the kernel did not take.
+    not_sent: u64,
+}
+
+/// Where the datagrams come from.
+trait Play {
+    /// Sends the next ones of one exporter; returns their rows, None when all are out.
+    fn send_next(&mut self, now_us: i64, way: &mut Way) -> Result<Option<u64>, ToolError>;
+}
+
+/// The way of the datagrams.
+struct Way {
+    senders: Senders,
+    to: Target,
+    /// Whether each exporter has an address of its own.
+    spread: bool,
+    buffer: Vec<u8>,
+}
+
+impl Play for Generator {
+    fn send_next(&mut self, now_us: i64, way: &mut Way) -> Result<Option<u64>, ToolError> {
+        let Some(DatagramInfo { exporter, protocol, rows }) = self.next(now_us, &mut way.buffer) else {
+            return Ok(None);
+        };
+        let bind = if way.spread { self.exporter_addr(exporter) } else { None };
+        way.senders.send(u64::from(exporter), bind, way.to.addr(protocol.port()), &way.buffer)?;
+        Ok(Some(u64::from(rows)))
+    }
+}
+
+impl Play for Repeater {
+    fn send_next(&mut self, now_us: i64, way: &mut Way) -> Result<Option<u64>, ToolError> {
+        let Some(turn) = self.next(now_us, REPEATED_AT_ONCE) else { return Ok(None) };
+        let bind = way.spread.then_some(turn.addr);
+        let to = way.to.addr(turn.protocol.port());
+        way.senders.send_all(u64::from(turn.exporter), bind, to, turn.datagrams)?;
+        Ok(Some(turn.rows))
+    }
+}
+
 /// Sends until the flows or the time are over, or somebody interrupts.
-fn send(args: &GenerateArgs, start_us: i64, generator: &mut Generator) -> Result<u64, ToolError> {
+fn send(args: &GenerateArgs, start_us: i64, play: &mut impl Play) -> Result<Sent, ToolError> {
     let stop = interrupted();
     let bar = bar(args);
-    let mut senders = Senders::default();
-    let mut buffer = Vec::with_capacity(2_048);
+    let spread = args.to.is_ipv4_loopback();
+    let mut way = Way { senders: Senders::default(), to: args.to, spread, buffer: Vec::with_capacity(2_048) };
     let mut pacer = Pacer::new();
     let started = Instant::now();
-    let spread = args.to.is_ipv4_loopback();
-    let (mut rows, mut datagrams) = (0_u64, 0_u64);
+    let (mut rows, mut turns) = (0_u64, 0_u64);
     while !stop.load(Ordering::Relaxed) {
         if args.rate > 0.0 {
             pacer.wait(due(rows, args.rate));
@@ -215,26 +288,23 @@ fn send(args: &GenerateArgs, start_us: i64, generator: &mut Generator) -> Result
             break;
         }
         let now = start_us + i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX);
-        let Some(DatagramInfo { exporter, protocol, rows: new }) = generator.next(now, &mut buffer) else {
-            break;
-        };
-        let bind = if spread { generator.exporter_addr(exporter) } else { None };
-        senders.send(u64::from(exporter), bind, args.to.addr(protocol.port()), &buffer)?;
-        rows += u64::from(new);
-        datagrams += 1;
+        let Some(new) = play.send_next(now, &mut way)? else { break };
+        rows += new;
+        turns += 1;
         if let Some(bar) = &bar
-            && datagrams.is_multiple_of(256)
+            && turns.is_multiple_of(256)
         {
             bar.set_position(rows);
         }
     }
+    let took = started.elapsed();
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    if let Some(complaint) = senders.complaint() {
+    if let Some(complaint) = way.senders.complaint() {
         eprintln!("weir: {complaint}");
     }
-    Ok(senders.failed)
+    Ok(Sent { took, not_sent: way.senders.failed })
 }
 
 /// Becomes true with the first SIGINT or SIGTERM: the totals are wanted still.
@@ -274,7 +344,8 @@ fn write(
     path: &Path,
     start_us: i64,
     generator: &mut Generator,
-) -> Result<u64, ToolError> {
+) -> Result<Duration, ToolError> {
+    let started = Instant::now();
     let failed = |error| ToolError::Failed(format!("cannot write {}: {error}", path.display()));
     let file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(failed)?);
     let mut writer = Writer::new(file).map_err(failed)?;
@@ -298,11 +369,15 @@ fn write(
         rows += u64::from(info.rows);
     }
     writer.finish().map_err(failed)?;
-    Ok(0)
+    Ok(started.elapsed())
 }
 
-fn print(args: &GenerateArgs, generator: &Generator, took: Duration, not_sent: u64) -> Result<(), ToolError> {
-    let protocols = generator.totals();
+fn print(
+    args: &GenerateArgs,
+    protocols: &[(Protocol, Totals)],
+    took: Duration,
+    not_sent: u64,
+) -> Result<(), ToolError> {
     let total = Totals::sum(protocols.iter().map(|(_, totals)| totals));
     let seconds = took.as_secs_f64().max(1e-9);
     let report = Report {
@@ -322,7 +397,7 @@ fn print(args: &GenerateArgs, generator: &Generator, took: Duration, not_sent: u
     let written = if args.json {
         serde_json::to_writer(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
     } else {
-        table(&mut out, &protocols, &report)
+        table(&mut out, protocols, &report)
     };
     written.map_err(ToolError::output)
 }
@@ -384,6 +459,7 @@ mod tests {
             rate: 0.0,
             duration: None,
             seed: 7,
+            repeat: None,
             to: parse_target(to).unwrap(),
             pcap: None,
             hosts: 100,
@@ -408,21 +484,30 @@ mod tests {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         receiver.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         let args = args(&receiver.local_addr().unwrap().to_string());
-        let mut generator = Generator::new(&config(&args, 1_700_000_000_000_000));
-        assert_eq!(send(&args, 1_700_000_000_000_000, &mut generator).unwrap(), 0);
-        let totals = Totals::sum(generator.totals().iter().map(|(_, totals)| totals));
-        assert_eq!(totals.rows, 500);
-        let (mut datagrams, mut bytes, mut sources) = (0, 0, std::collections::BTreeSet::new());
-        while let Ok((len, from)) = receiver.recv_from(&mut [0; 2_048]) {
-            datagrams += 1;
-            bytes += len as u64;
-            sources.insert(from.ip().to_string());
+        let start_us = 1_700_000_000_000_000;
+        let config = config(&args, start_us);
+        let (mut generator, mut repeater) = (Generator::new(&config), Repeater::new(&config, 4));
+        for repeated in [false, true] {
+            let (sent, totals) = if repeated {
+                (send(&args, start_us, &mut repeater).unwrap(), repeater.totals())
+            } else {
+                (send(&args, start_us, &mut generator).unwrap(), generator.totals())
+            };
+            assert_eq!(sent.not_sent, 0);
+            let totals = Totals::sum(totals.iter().map(|(_, totals)| totals));
+            assert!(if repeated { (470..=500).contains(&totals.rows) } else { totals.rows == 500 });
+            let (mut datagrams, mut bytes, mut sources) = (0, 0, std::collections::BTreeSet::new());
+            while let Ok((len, from)) = receiver.recv_from(&mut [0; 2_048]) {
+                datagrams += 1;
+                bytes += len as u64;
+                sources.insert(from.ip().to_string());
+            }
+            assert_eq!((datagrams, bytes), (totals.datagrams, totals.datagram_bytes));
+            assert_eq!(
+                sources.into_iter().collect::<Vec<_>>(),
+                ["127.1.0.1", "127.1.0.2", "127.1.0.3", "127.1.0.4"]
+            );
         }
-        assert_eq!((datagrams, bytes), (totals.datagrams, totals.datagram_bytes));
-        assert_eq!(
-            sources.into_iter().collect::<Vec<_>>(),
-            ["127.1.0.1", "127.1.0.2", "127.1.0.3", "127.1.0.4"]
-        );
     }
 
     #[test]
@@ -438,5 +523,7 @@ mod tests {
         let endless =
             GenerateArgs { flows: None, pcap: Some(folder.path().join("four")), ..args("127.0.0.1") };
         assert!(matches!(run(&endless), Err(ToolError::Usage(_))));
+        let too_much = GenerateArgs { repeat: Some(100_000), exporters: 11, ..args("127.0.0.1") };
+        assert!(matches!(run(&too_much), Err(ToolError::Usage(_))));
     }
 }

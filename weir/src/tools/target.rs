@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
+use weir_collector::receive::socket::send_many;
 
 use super::ToolError;
 
@@ -14,6 +15,8 @@ use super::ToolError;
 const SEND_BUFFER_BYTES: usize = 4 << 20;
 /// Beyond this many exporters, sockets are shared.
 const MAX_SOCKETS: u64 = 4_096;
+/// How often a datagram is offered to a kernel that does not take it.
+const MAX_TRIES: u32 = 1_000;
 
 /// An address with or without a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +88,17 @@ impl Senders {
         to: SocketAddr,
         payload: &[u8],
     ) -> Result<(), ToolError> {
+        self.send_all(source, bind, to, &[payload])
+    }
+
+    /// Sends several datagrams from that socket, in their order, by as few system calls as possible.
+    pub(super) fn send_all(
+        &mut self,
+        source: u64,
+        bind: Option<Ipv4Addr>,
+        to: SocketAddr,
+        mut payloads: &[impl AsRef<[u8]>],
+    ) -> Result<(), ToolError> {
         let key = (bind, source % MAX_SOCKETS, to);
         let socket = match self.sockets.entry(key) {
             std::collections::hash_map::Entry::Occupied(socket) => socket.into_mut(),
@@ -99,12 +113,16 @@ impl Senders {
                 })?)
             }
         };
-        for _ in 0..1_000 {
-            match socket.send(payload) {
-                Ok(_) => {
-                    self.sent += 1;
-                    self.sent_bytes += payload.len() as u64;
-                    return Ok(());
+        let mut tries = 0;
+        while !payloads.is_empty() && tries < MAX_TRIES {
+            tries += 1;
+            match send_many(socket, payloads) {
+                Ok(taken) => {
+                    let (sent, rest) = payloads.split_at(taken);
+                    self.sent += taken as u64;
+                    self.sent_bytes += sent.iter().map(|payload| payload.as_ref().len() as u64).sum::<u64>();
+                    payloads = rest;
+                    tries = 0;
                 }
                 // what a datagram sent before has brought back: this one was not sent yet
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => self.refused += 1,
@@ -115,7 +133,7 @@ impl Senders {
                 Err(error) => return Err(ToolError::Failed(format!("sending to {to}: {error}"))),
             }
         }
-        self.failed += 1;
+        self.failed += payloads.len() as u64;
         Ok(())
     }
 

@@ -23,6 +23,7 @@ fn message(number: u64, bytes: usize) -> Message {
         rows: 10,
         min_time_us: 0,
         max_time_us: 0,
+        covered: None,
     };
     Message { envelope, body: Bytes::from(vec![number.to_le_bytes()[0]; bytes]), key: number }
 }

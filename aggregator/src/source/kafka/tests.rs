@@ -91,6 +91,7 @@ fn message(number: u64, key: u64, bytes: usize) -> SinkMessage {
         rows: 10,
         min_time_us: 0,
         max_time_us: 0,
+        covered: None,
     };
     SinkMessage { envelope, body: Bytes::from(vec![number.to_le_bytes()[0]; bytes]), key }
 }

@@ -381,6 +381,15 @@ impl Partition {
         std::mem::take(&mut self.acknowledged)
     }
 
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// The segments that are written no more, the newest first, each with its size.
+    pub(super) fn sealed(&self) -> impl Iterator<Item = (PathBuf, u64)> {
+        self.sealed.iter().rev().map(|(first, sealed)| (self.segment(*first), sealed.bytes))
+    }
+
     /// Learns how far the store is.
     pub(super) fn read_committed(&mut self) {
         let path = self.path.join(COMMITTED_FILE);

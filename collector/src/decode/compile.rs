@@ -288,6 +288,7 @@ fn rows(parts: &[&Part], v9: bool) -> RowPlan {
     }
     for (column, list) in &mut candidates {
         list.sort_by_key(|(rank, ..)| *rank);
+        outer_first(list);
         choose(&mut plan, *column, list, &mut used, parts);
     }
     if v9 {
@@ -300,6 +301,17 @@ fn rows(parts: &[&Part], v9: bool) -> RowPlan {
     let rest = parts.iter().zip(used).filter(|(part, used)| !used && part.id != 210);
     plan.extras = rest.map(|(part, _)| part.extra.clone()).collect();
     plan
+}
+
+/// Rule 44: a record about a tunnel has the addresses of two packets, of one family each. As with an element that stands
+/// twice, the first is the outer one.
+fn outer_first(list: &mut [Candidate<'_>]) {
+    let place =
+        |ids: [u16; 2]| list.iter().position(|(.., part)| part.enterprise == IANA && ids.contains(&part.id));
+    let (Some(v4), Some(v6)) = (place([8, 12]), place([27, 28])) else { return };
+    if list[v6].2.field < list[v4].2.field {
+        list.swap(v4, v6);
+    }
 }
 
 /// Where the value lies, if the field's length suits the conversion.

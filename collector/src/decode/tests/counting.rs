@@ -95,3 +95,21 @@ fn rule_47_as_numbers_and_next_hops_are_as_exported() {
         (&json!(1), &json!(2), &json!(3))
     );
 }
+
+#[test]
+fn rule_44_of_two_packets_in_a_record_the_outer_one() {
+    let (six, four) = ([0x20; 16], [10, 0, 0, 1]);
+    let fields = &[(27, 16), (4, 1), (8, 4), (4, 1)];
+    let record = [&six[..], &[4], &four, &[6]].concat();
+    let turned = &[(8, 4), (4, 1), (27, 16), (4, 1)];
+    let other = [&four[..], &[41], &six, &[6]].concat();
+    for (fields, record, addr, protocol) in
+        [(fields, record, "2020:2020:2020:2020:2020:2020:2020:2020", 4), (turned, other, "10.0.0.1", 41)]
+    {
+        let mut decoder = decoder(DecodeConfig::default());
+        let all = decode(&mut decoder, &Builder9::ipfix(0).template(256, fields).set(256, &record));
+        assert_eq!((&all[0]["src_addr"], &all[0]["ip_protocol"]), (&json!(addr), &json!(protocol)));
+        // and the other one is not lost
+        assert_eq!(all[0]["extra"]["sourceIPv4Address"], "10.0.0.1");
+    }
+}

@@ -21,8 +21,7 @@ use crate::sink::embedded::{EmbeddedConfig, EmbeddedSink};
 const CHILD: &str = "WEIR_TEST_COLLECTOR";
 
 fn config() -> CollectorConfig {
-    let mut config = CollectorConfig::default();
-    config.name = Some("c1".into());
+    let mut config = CollectorConfig { name: Some("c1".into()), ..CollectorConfig::default() };
     config.listen.udp = vec!["127.0.0.1:0".parse().unwrap()];
     config.receive.shards = 2;
     config.batch.max_age_ms = 100;

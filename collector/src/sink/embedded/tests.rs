@@ -429,6 +429,18 @@ fn failed_fsync() {
     assert_eq!(numbers(&visible(directory.path(), 0)), (0..sent).collect::<Vec<_>>());
 }
 
+/// Opens a log that was closed just now. Where a test beside this one starts a process, that has every open file for a
+/// moment, the lock too.
+fn reopen(directory: &Path) -> EmbeddedSink {
+    for _ in 0..500 {
+        match EmbeddedSink::open(directory, config(Fsync::Batch)) {
+            Err(EmbeddedError::Locked(_)) => std::thread::sleep(Duration::from_millis(10)),
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("{} stays locked", directory.display());
+}
+
 #[derive(Debug, Clone)]
 enum Act {
     Append(usize),
@@ -455,7 +467,7 @@ proptest! {
         1..60,
     )) {
         let directory = tempfile::tempdir().unwrap();
-        let open = || EmbeddedSink::open(directory.path(), config(Fsync::Batch)).unwrap();
+        let open = || reopen(directory.path());
         let (mut sink, mut sent) = (open(), 0_u64);
         let mut seen_before: Vec<(u64, u64)> = Vec::new();
         for act in acts {

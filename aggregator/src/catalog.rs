@@ -98,14 +98,58 @@ const VIEWS: &[(&str, &str)] = &[
          sum(options_records) AS options_records, sum(counter_samples) AS counter_samples, \
          sum(templates) AS templates, sum(template_misses) AS template_misses, \
          sum(sets_replayed) AS sets_replayed, sum(sets_expired) AS sets_expired, sum(rejected) AS rejected, \
-         sum(sequence_expected) AS sequence_expected, sum(sequence_lost) AS sequence_lost, \
+         sum(template_collisions) AS template_collisions, sum(withdrawals_ignored) AS withdrawals_ignored, \
+         sum(sequence_expected) AS sequence_expected, \
+         sum(sequence_expected) - sum(sequence_lost) + coalesce(sum(sequence_recovered), 0) AS sequence_received, \
+         sum(sequence_lost) - coalesce(sum(sequence_recovered), 0) AS sequence_lost, \
          sum(sequence_reordered) AS sequence_reordered, sum(sequence_resets) AS sequence_resets, \
          sum(sequence_uncertain) AS sequence_uncertain, sum(agent_drops) AS agent_drops, \
+         sum(samples_expected) AS samples_expected, \
+         sum(samples_lost) - coalesce(sum(samples_recovered), 0) AS samples_lost, sum(records_skipped) AS records_skipped, \
          CASE WHEN sum(sequence_expected) > 0 \
-           THEN CAST(sum(sequence_lost) AS DOUBLE) / sum(sequence_expected) END AS loss_ratio, \
+           THEN CAST(sum(sequence_lost) - coalesce(sum(sequence_recovered), 0) AS DOUBLE) / sum(sequence_expected) \
+         END AS loss_ratio, \
          last_value(clock_skew_us ORDER BY received_at) AS clock_skew_us, \
          last_value(sampling_rate ORDER BY received_at) AS sampling_rate \
          FROM exporter_stats \
          GROUP BY exporter_addr, sender_addr, observation_domain, proto_ver",
+    ),
+    (
+        "interfaces",
+        "SELECT exporter_addr, if_index, \
+         last_value(if_name ORDER BY received_at) AS if_name, \
+         last_value(if_description ORDER BY received_at) AS if_description, max(received_at) AS last_seen \
+         FROM ( \
+           SELECT received_at, exporter_addr, TRY_CAST(coalesce(scope['ingressInterface'], scope['interface'], \
+             scope['egressInterface'], fields['ingressInterface'], fields['egressInterface']) AS BIGINT) AS if_index, \
+             fields['interfaceName'] AS if_name, fields['interfaceDescription'] AS if_description FROM options \
+           UNION ALL \
+           SELECT received_at, exporter_addr, if_index, extra['port_name'] AS if_name, \
+             CAST(NULL AS VARCHAR) AS if_description FROM interface_counters \
+         ) WHERE if_index IS NOT NULL AND (if_name IS NOT NULL OR if_description IS NOT NULL) \
+         GROUP BY exporter_addr, if_index",
+    ),
+    (
+        "vrfs",
+        "SELECT exporter_addr, vrf_id, last_value(vrf_name ORDER BY received_at) AS vrf_name, \
+         max(received_at) AS last_seen \
+         FROM ( \
+           SELECT received_at, exporter_addr, TRY_CAST(coalesce(scope['ingressVRFID'], scope['egressVRFID'], \
+             fields['ingressVRFID'], fields['egressVRFID']) AS BIGINT) AS vrf_id, \
+             coalesce(fields['VRFname'], scope['VRFname']) AS vrf_name FROM options \
+         ) WHERE vrf_id IS NOT NULL AND vrf_name IS NOT NULL \
+         GROUP BY exporter_addr, vrf_id",
+    ),
+    (
+        "applications",
+        "SELECT exporter_addr, app_id, last_value(app_name ORDER BY received_at) AS app_name, \
+         last_value(app_description ORDER BY received_at) AS app_description, \
+         last_value(app_category ORDER BY received_at) AS app_category, max(received_at) AS last_seen \
+         FROM ( \
+           SELECT received_at, exporter_addr, coalesce(scope['applicationId'], fields['applicationId']) AS app_id, \
+             fields['applicationName'] AS app_name, fields['applicationDescription'] AS app_description, \
+             fields['applicationCategoryName'] AS app_category FROM options \
+         ) WHERE app_id IS NOT NULL AND app_name IS NOT NULL \
+         GROUP BY exporter_addr, app_id",
     ),
 ];

@@ -228,7 +228,8 @@ impl Collector {
         let ratios = Arc::new(SizeRatios::default());
         let exporters = Arc::new(ExporterTable::new(config.metrics.max_exporter_labels));
         let stop = Arc::new(StopSignal::default());
-        let shared = Arc::new(SharedState::new());
+        let failed = |error| CollectorError::Config(vec![format!("decode.elements: {error}")]);
+        let shared = Arc::new(SharedState::of(&config.decode).map_err(failed)?);
         let quarantine = Arc::new(Quarantine::new(data_dir.join("quarantine")));
         let decode = Arc::new(config.decode.clone());
         let mut stats = Vec::new();

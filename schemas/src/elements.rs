@@ -3,19 +3,21 @@
 //!
 //! A template compiler asks [`Dictionary::lookup`] (IPFIX, RFC 7011 §3.2) or [`Dictionary::lookup_v9`] (NetFlow v9, RFC 3954 §6)
 //! once a field. The data lies in `schemas/data/*.tsv`; each file says where it comes from and how to add to it. An operator may
-//! give a file of the form of `enterprise.tsv`, whose elements come on top ([`Dictionary::with_file`]).
+//! give files of the form of `enterprise.tsv`, whose elements come on top ([`Dictionary::with_files`]).
 //!
 //! Not here: the octets themselves (reduced-size encoding, variable lengths, lists) are the decoder's business, and so are the
 //! names of values, which are in [`crate::names`].
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 mod types;
 
-use types::nearest_type;
 pub use types::{DataType, Semantics};
+use types::{nearest, nearest_type};
+
+use crate::tables::{FlowColumn, Kind};
 
 /// The enterprise of the elements that IANA keeps: no enterprise number on the wire (RFC 7011 §3.2).
 pub const IANA: u32 = 0;
@@ -51,6 +53,10 @@ pub struct Element {
     pub semantics: Semantics,
     /// The unit, in the words of the IANA registry: `octets`, `packets`, `milliseconds`, …
     pub units: Option<Box<str>>,
+    /// The column of `flows` that it fills; None: it goes to `extra` under its name, or the decoder knows what it is.
+    pub column: Option<FlowColumn>,
+    /// It comes from a user's file: its column goes before what weir would choose.
+    pub from_user: bool,
 }
 
 /// Why a dictionary file was not taken. Nothing of the file is.
@@ -74,12 +80,21 @@ enum Key {
 /// What the columns of a file are.
 #[derive(Debug, Clone, Copy)]
 enum Form {
-    /// enterprise, id, name, type, semantics, units
+    /// enterprise, id, name, type, semantics, units, column
     Enterprise,
+    /// The same, of a user
+    User,
     /// id, name, type, semantics, units: all of IANA
     Iana,
     /// the same: all NetFlow v9 field types
     V9,
+}
+
+impl Form {
+    /// Which field is the id.
+    const fn first_field(self) -> usize {
+        if matches!(self, Form::Enterprise | Form::User) { 1 } else { 0 }
+    }
 }
 
 /// All elements that are known, by number and by name.
@@ -109,21 +124,23 @@ impl Dictionary {
         })
     }
 
-    /// The built-in dictionary with a user's file on top of it.
-    pub fn with_file(path: &Path) -> Result<Dictionary, DictionaryError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| DictionaryError::Read { path: path.to_path_buf(), source })?;
+    /// The built-in dictionary with users' files on top of it, the later ones over the earlier.
+    pub fn with_files(paths: &[PathBuf]) -> Result<Dictionary, DictionaryError> {
         let mut dictionary = Dictionary::builtin().clone();
-        dictionary.extend_from_str(&text, &path.display().to_string())?;
+        for path in paths {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| DictionaryError::Read { path: path.clone(), source })?;
+            dictionary.extend_from_str(&text, &path.display().to_string())?;
+        }
         Ok(dictionary)
     }
 
-    /// Takes the elements of a text of the form of `schemas/data/enterprise.tsv`: enterprise number, id, name, type, semantics and
-    /// units, separated by tabs; the last two may be missing. `netflow9` as the enterprise makes it a NetFlow v9 field type. An
-    /// element that the dictionary has already is replaced. `source_name` is the file's name in messages. After an error the
-    /// dictionary is unchanged.
+    /// Takes the elements of a text of the form of `schemas/data/enterprise.tsv`: enterprise number, id, name, type, semantics,
+    /// units and column, separated by tabs; the last three may be missing. `netflow9` as the enterprise makes it a NetFlow v9
+    /// field type. An element that the dictionary has already is replaced. `source_name` is the file's name in messages. After an
+    /// error the dictionary is unchanged.
     pub fn extend_from_str(&mut self, text: &str, source_name: &str) -> Result<(), DictionaryError> {
-        self.extend(Form::Enterprise, text, source_name)
+        self.extend(Form::User, text, source_name)
     }
 
     /// The element of an IPFIX field: its enterprise number (0 without one) and its id without the enterprise bit.
@@ -185,7 +202,7 @@ impl Dictionary {
                         problem: format!("the element is already on line {first}"),
                     });
                 }
-                let name_field = if matches!(form, Form::Enterprise) { 2 } else { 1 };
+                let name_field = form.first_field() + 1;
                 let in_name = |problem| Wrong { field: name_field, problem };
                 if let Key::Ipfix(IANA, _) = key {
                     let (key, reverse) = reverse_of(&element);
@@ -234,7 +251,7 @@ fn reverse_of(element: &Element) -> (Key, Element) {
     let mut letters = element.name.chars();
     let first = letters.next().map(|letter| letter.to_ascii_uppercase());
     let name: String = "reverse".chars().chain(first).chain(letters).collect();
-    let reverse = Element { enterprise: REVERSE, name: name.into(), ..element.clone() };
+    let reverse = Element { enterprise: REVERSE, name: name.into(), column: None, ..element.clone() };
     (Key::Ipfix(REVERSE, element.id), reverse)
 }
 
@@ -246,7 +263,7 @@ struct Wrong {
 
 fn parse_line(form: Form, line: &str) -> Result<(Key, Element), Wrong> {
     let fields: Vec<&str> = line.split('\t').map(str::trim).collect();
-    let first = if matches!(form, Form::Enterprise) { 1 } else { 0 };
+    let first = form.first_field();
     let wrong = |field: usize, problem: String| Err(Wrong { field, problem });
     if fields.len() == 1 {
         return wrong(0, "no tab in this line: the columns are separated by tabs".to_owned());
@@ -255,8 +272,9 @@ fn parse_line(form: Form, line: &str) -> Result<(Key, Element), Wrong> {
         let problem = format!("{} columns: at least id, name and type are needed", fields.len());
         return wrong(fields.len() - 1, problem);
     }
-    if fields.len() > first + 5 {
-        return wrong(first + 5, format!("a column too many: {:?}", fields[first + 5]));
+    let most = if first == 1 { 7 } else { 5 };
+    if fields.len() > most {
+        return wrong(most, format!("a column too many: {:?}", fields[most]));
     }
 
     let id = match fields[first].parse::<u16>() {
@@ -266,8 +284,8 @@ fn parse_line(form: Form, line: &str) -> Result<(Key, Element), Wrong> {
     let key = match form {
         Form::Iana => Key::Ipfix(IANA, id),
         Form::V9 => Key::V9(id),
-        Form::Enterprise if fields[0] == V9_KEYWORD => Key::V9(id),
-        Form::Enterprise => match fields[0].parse::<u32>() {
+        Form::Enterprise | Form::User if fields[0] == V9_KEYWORD => Key::V9(id),
+        Form::Enterprise | Form::User => match fields[0].parse::<u32>() {
             Ok(REVERSE) => {
                 return wrong(
                     0,
@@ -314,7 +332,53 @@ fn parse_line(form: Form, line: &str) -> Result<(Key, Element), Wrong> {
     };
     let units = fields.get(first + 4).copied().filter(|units| !matches!(*units, "" | "-")).map(Box::from);
     let enterprise = if let Key::Ipfix(enterprise, _) = key { enterprise } else { IANA };
-    Ok((key, Element { enterprise, id, name: name.into(), data_type, semantics, units }))
+    let column = match fields.get(first + 5).copied().filter(|_| first == 1) {
+        None | Some("" | "-") => None,
+        Some(column) => match target(column, data_type, units.as_deref()) {
+            Ok(column) => Some(column),
+            Err(problem) => return wrong(first + 5, problem),
+        },
+    };
+    let from_user = matches!(form, Form::User);
+    Ok((key, Element { enterprise, id, name: name.into(), data_type, semantics, units, column, from_user }))
+}
+
+/// The column of that name, if an element of this type and unit can fill it.
+fn target(name: &str, data_type: DataType, units: Option<&str>) -> Result<FlowColumn, String> {
+    use DataType as T;
+    let open = || FlowColumn::all().filter(|column| accepts(*column));
+    let Some(column) = open().find(|column| column.column().name == name) else {
+        if FlowColumn::all().any(|column| column.column().name == name) {
+            return Err(format!("the column {name:?} is filled by weir itself"));
+        }
+        let near = nearest(name, open().map(|column| column.column().name)).unwrap_or_default();
+        return Err(format!("there is no column {name:?}; the nearest is {near:?}"));
+    };
+    let kind = column.column().kind;
+    let fits = match kind {
+        Kind::Ip => matches!(data_type, T::Ipv4Address | T::Ipv6Address),
+        Kind::Mac => data_type == T::MacAddress,
+        Kind::Text => data_type == T::String,
+        _ => matches!(data_type, T::Unsigned8 | T::Unsigned16 | T::Unsigned32 | T::Unsigned64),
+    };
+    if !fits {
+        return Err(format!("an element of type {} cannot fill the column {name:?}", data_type.name()));
+    }
+    let units = units.unwrap_or("microseconds");
+    if name.ends_with("_us") && !["seconds", "milliseconds", "microseconds", "nanoseconds"].contains(&units) {
+        return Err(format!("the column {name:?} holds microseconds: {units:?} cannot be converted"));
+    }
+    Ok(column)
+}
+
+/// True for the columns that an element can fill by its value alone.
+fn accepts(column: FlowColumn) -> bool {
+    use FlowColumn::{AgentAddr, ExporterAddr, ObservationDomain, SenderAddr};
+    match column.column().kind {
+        Kind::Ip | Kind::U32 => !matches!(column, ExporterAddr | SenderAddr | AgentAddr | ObservationDomain),
+        Kind::Mac | Kind::U8 | Kind::U16 | Kind::U64 | Kind::Text => true,
+        _ => false,
+    }
 }
 
 /// The column, in characters from 1, at which a tab-separated field of the line starts, its leading spaces left out.

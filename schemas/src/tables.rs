@@ -113,6 +113,11 @@ macro_rules! columns {
                 const VARIANTS: &[$enum] = &[$($enum::$variant,)*];
                 VARIANTS.get(index).copied()
             }
+
+            /// Every variant, in the order of the table.
+            pub fn all() -> impl Iterator<Item = Self> {
+                (0..Self::ALL.len()).filter_map(Self::from_index)
+            }
         }
     };
 }
@@ -199,6 +204,7 @@ columns! {
     ForwardingStatus "forwarding_status" U8 "RFC 7270: status in the top two bits, reason below"
     FlowEndReason "flow_end_reason" U8 "1 idle, 2 active, 3 end, 4 forced, 5 lack of resources"
     DropReason "drop_reason" U32 "sFlow discard reason"
+    DropReasonName "drop_reason_name" Label "its name: `acl`, `ttl_exceeded`, `no_buffer_space`, …"
     NatSrcAddr "nat_src_addr" Ip "source address after NAT"
     NatDstAddr "nat_dst_addr" Ip "destination address after NAT"
     NatSrcPort "nat_src_port" U16 "source port after NAT"
@@ -256,6 +262,99 @@ columns! {
 }
 
 columns! {
+    /// The columns of `host_counters` (sFlow Host Structures, and what switches say of their processors): one row a
+    /// counter sample.
+    HostColumn {
+    ReceivedAt "received_at" Time "when the datagram arrived"
+    ExporterAddr "exporter_addr" Ip "the agent"
+    ObservationDomain "observation_domain" U32 "sub-agent"
+    ProtoVer "proto_ver" Label "sflow5"
+    UptimeMs "uptime_ms" U32 "agent uptime, ms"
+    SourceClass "source_class" U32 "class of the data source: 0 interface, 2 physical entity, 3 logical entity"
+    SourceIndex "source_index" U32 "index of the data source: a host is 2:1, its virtual machines and containers 3:n"
+    HostName "host_name" Text "host name"
+    HostUuid "host_uuid" Text "UUID of the host"
+    MachineType "machine_type" U32 "machine type: 1 other, 2 x86, 3 x86_64, 4 ia64, 5 sparc, 6 alpha, 7 powerpc, 8 m68k, 9 mips, 10 arm, …"
+    OsName "os_name" U32 "operating system: 1 other, 2 linux, 3 windows, 4 darwin, 5 hpux, 6 aix, 7 dragonfly, 8 freebsd, 9 netbsd, …"
+    OsRelease "os_release" Text "release of the operating system"
+    LoadOne "load_one" F64 "load average, 1 minute"
+    LoadFive "load_five" F64 "load average, 5 minutes"
+    LoadFifteen "load_fifteen" F64 "load average, 15 minutes"
+    ProcessesRunning "processes_running" U64 "processes running"
+    ProcessesTotal "processes_total" U64 "processes"
+    CpuCount "cpu_count" U64 "processors"
+    CpuSpeedMhz "cpu_speed_mhz" U64 "their clock"
+    HostUptimeSeconds "host_uptime_s" U64 "since the host booted"
+    CpuUserMs "cpu_user_ms" U64 "processor time in user mode, ms since boot"
+    CpuNiceMs "cpu_nice_ms" U64 "the same, with low priority"
+    CpuSystemMs "cpu_system_ms" U64 "processor time in the kernel"
+    CpuIdleMs "cpu_idle_ms" U64 "processor time idle"
+    CpuWaitMs "cpu_wait_ms" U64 "processor time idle while a disk is waited for"
+    CpuInterruptMs "cpu_interrupt_ms" U64 "processor time in interrupts"
+    CpuSoftInterruptMs "cpu_soft_interrupt_ms" U64 "processor time in soft interrupts"
+    Interrupts "interrupts" U64 "interrupts since boot"
+    ContextSwitches "context_switches" U64 "context switches since boot"
+    CpuStealMs "cpu_steal_ms" U64 "processor time that the hypervisor took"
+    CpuGuestMs "cpu_guest_ms" U64 "processor time of guests"
+    CpuGuestNiceMs "cpu_guest_nice_ms" U64 "the same, with low priority"
+    MemoryTotal "memory_total_bytes" U64 "memory"
+    MemoryFree "memory_free_bytes" U64 "memory free"
+    MemoryShared "memory_shared_bytes" U64 "memory shared"
+    MemoryBuffers "memory_buffers_bytes" U64 "memory in buffers"
+    MemoryCached "memory_cached_bytes" U64 "memory of the page cache"
+    SwapTotal "swap_total_bytes" U64 "swap"
+    SwapFree "swap_free_bytes" U64 "swap free"
+    PageIn "pages_in" U64 "pages read since boot"
+    PageOut "pages_out" U64 "pages written since boot"
+    SwapIn "swap_pages_in" U64 "pages swapped in since boot"
+    SwapOut "swap_pages_out" U64 "pages swapped out since boot"
+    DiskTotal "disk_total_bytes" U64 "disk space"
+    DiskFree "disk_free_bytes" U64 "disk space free"
+    DiskMaxUsed "disk_max_used_percent" F64 "share in use of the partition that is fullest"
+    DiskReads "disk_reads" U64 "reads since boot"
+    DiskBytesRead "disk_bytes_read" U64 "bytes read since boot"
+    DiskReadMs "disk_read_ms" U64 "time of reads, ms since boot"
+    DiskWrites "disk_writes" U64 "writes since boot"
+    DiskBytesWritten "disk_bytes_written" U64 "bytes written since boot"
+    DiskWriteMs "disk_write_ms" U64 "time of writes, ms since boot"
+    NetBytesIn "net_bytes_in" U64 "bytes received by all adapters since boot"
+    NetPacketsIn "net_packets_in" U64 "packets received"
+    NetErrorsIn "net_errors_in" U64 "errors on receipt"
+    NetDropsIn "net_drops_in" U64 "packets dropped on receipt"
+    NetBytesOut "net_bytes_out" U64 "bytes sent by all adapters since boot"
+    NetPacketsOut "net_packets_out" U64 "packets sent"
+    NetErrorsOut "net_errors_out" U64 "errors on sending"
+    NetDropsOut "net_drops_out" U64 "packets dropped on sending"
+    Extra "extra" Map "every other counter of the sample, by name: virtual machines, applications, protocols, processors of switches"
+    }
+}
+
+columns! {
+    /// The columns of `queue_counters` (sFlow egress queues): one row a queue.
+    QueueColumn {
+    ReceivedAt "received_at" Time "when the datagram arrived"
+    ExporterAddr "exporter_addr" Ip "the agent"
+    ObservationDomain "observation_domain" U32 "sub-agent"
+    ProtoVer "proto_ver" Label "sflow5"
+    UptimeMs "uptime_ms" U32 "agent uptime, ms"
+    IfIndex "if_index" U32 "ifIndex of the interface that the queue belongs to"
+    QueueIndex "queue_index" U32 "which of its queues"
+    SegmentBytes "segment_bytes" U64 "bytes of a segment"
+    Segments "segments" U64 "segments that the queue may take"
+    Length0 "length_0" U64 "packets that found the queue empty, since boot"
+    Length1 "length_1" U64 "packets that found one segment"
+    Length2 "length_2" U64 "packets that found two segments"
+    Length4 "length_4" U64 "packets that found 3 or 4 segments"
+    Length8 "length_8" U64 "packets that found 5 to 8 segments"
+    Length32 "length_32" U64 "packets that found 9 to 32 segments"
+    Length128 "length_128" U64 "packets that found 33 to 128 segments"
+    Length1024 "length_1024" U64 "packets that found 129 to 1,024 segments"
+    LengthMore "length_more" U64 "packets that found more"
+    DroppedPackets "dropped_packets" U64 "packets dropped by the queue, since boot"
+    }
+}
+
+columns! {
     /// The columns of `options`: options data records, one row a record.
     OptionsColumn {
     ReceivedAt "received_at" Time "when the datagram arrived"
@@ -283,18 +382,23 @@ columns! {
     OptionsRecords "options_records" U64 "options records decoded"
     CounterSamples "counter_samples" U64 "counter samples decoded"
     Templates "templates" U64 "templates received, refreshes too"
+    TemplateCollisions "template_collisions" U64 "templates that replaced another one of the same id"
+    WithdrawalsIgnored "withdrawals_ignored" U64 "template withdrawals over UDP, which are not followed"
     TemplateMisses "template_misses" U64 "data sets whose template was unknown when they came"
     SetsReplayed "sets_replayed" U64 "of those, decoded when the template came"
     SetsExpired "sets_expired" U64 "of those, given up"
+    BadTexts "bad_texts" U64 "texts that were not UTF-8 (RFC 7011 §6.1.6); kept, with what was wrong replaced"
     Rejected "rejected" U64 "datagrams or sets rejected as malformed"
     SequenceExpected "sequence_expected" U64 "units (records or datagrams, as the protocol counts) that the exporter says it sent"
-    SequenceLost "sequence_lost" U64 "units lost before us, reordered ones given back"
+    SequenceLost "sequence_lost" U64 "units missing when the row was written; less `sequence_recovered`, lost before us"
+    SequenceRecovered "sequence_recovered" U64 "units that an earlier row counted as lost and that came late"
     SequenceReordered "sequence_reordered" U64 "units that came late or twice"
     SequenceResets "sequence_resets" U64 "restarts of the sequence"
     SequenceUncertain "sequence_uncertain" U64 "intervals in which loss cannot be known (unknown templates)"
     AgentDrops "agent_drops" U64 "sFlow: samples the agent dropped"
     SamplesExpected "samples_expected" U64 "sFlow: samples that the data sources of the agent say they took"
-    SamplesLost "samples_lost" U64 "sFlow: of those, missing here, with their datagram or before"
+    SamplesLost "samples_lost" U64 "sFlow: of those, missing here, with their datagram or before; see `samples_recovered`"
+    SamplesRecovered "samples_recovered" U64 "sFlow: samples that an earlier row counted as lost and that came late"
     RecordsSkipped "records_skipped" U64 "sFlow: samples and records of unknown format"
     ClockSkewUs "clock_skew_us" F64 "receive time less export time, last seen, µs"
     SamplingRate "sampling_rate" F64 "sampling rate last seen"
@@ -308,7 +412,7 @@ columns! {
     ExporterAddr "exporter_addr" Ip "the exporter"
     ObservationDomain "observation_domain" U32 "observation domain"
     ProtoVer "proto_ver" Label "protocol"
-    Event "event" Label "new_exporter, restart, template_collision, withdrawal_ignored, sampling_changed, …"
+    Event "event" Label "new_exporter, restart, template_collision, withdrawal_ignored, sampling_changed, unknown_elements"
     TemplateId "template_id" U16 "the template it is about"
     Detail "detail" Text "in words"
     }
@@ -321,17 +425,21 @@ pub enum Table {
     NatEvents,
     Discards,
     InterfaceCounters,
+    HostCounters,
+    QueueCounters,
     Options,
     ExporterStats,
     ExporterEvents,
 }
 
 impl Table {
-    pub const ALL: [Table; 7] = [
+    pub const ALL: [Table; 9] = [
         Table::Flows,
         Table::NatEvents,
         Table::Discards,
         Table::InterfaceCounters,
+        Table::HostCounters,
+        Table::QueueCounters,
         Table::Options,
         Table::ExporterStats,
         Table::ExporterEvents,
@@ -344,6 +452,8 @@ impl Table {
             Table::NatEvents => "nat_events",
             Table::Discards => "discards",
             Table::InterfaceCounters => "interface_counters",
+            Table::HostCounters => "host_counters",
+            Table::QueueCounters => "queue_counters",
             Table::Options => "options",
             Table::ExporterStats => "exporter_stats",
             Table::ExporterEvents => "exporter_events",
@@ -359,6 +469,8 @@ impl Table {
         match self {
             Table::Flows | Table::NatEvents | Table::Discards => FlowColumn::ALL,
             Table::InterfaceCounters => CounterColumn::ALL,
+            Table::HostCounters => HostColumn::ALL,
+            Table::QueueCounters => QueueColumn::ALL,
             Table::Options => OptionsColumn::ALL,
             Table::ExporterStats => StatsColumn::ALL,
             Table::ExporterEvents => EventColumn::ALL,

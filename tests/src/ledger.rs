@@ -65,8 +65,17 @@ impl fmt::Display for Ledger {
 }
 
 /// The tables whose rows the ledger counts.
-const TABLES: [&str; 7] =
-    ["flows", "nat_events", "discards", "interface_counters", "options", "exporter_stats", "exporter_events"];
+const TABLES: [&str; 9] = [
+    "flows",
+    "nat_events",
+    "discards",
+    "interface_counters",
+    "host_counters",
+    "queue_counters",
+    "options",
+    "exporter_stats",
+    "exporter_events",
+];
 
 /// Waits until the ledger balances with nothing in flight, and SQL has every row that the log acknowledged. For a weir
 /// whose data directory was new when it started: its collector's counts are then those of the tables.

@@ -370,7 +370,14 @@ fn derived(column: &str) -> Option<&'static str> {
         "class" => "name of the DSCP class",
         "loss_ratio" => "share of what the exporter says it sent that did not arrive",
         "first_seen" => "first interval",
-        "last_seen" => "last interval",
+        "last_seen" => "when it was last heard of",
+        "sequence_received" => "sequence_expected less sequence_lost",
+        "if_name" => "name of the interface, from options data or sFlow",
+        "if_description" => "its description, from options data",
+        "vrf_id" => "VRF id, as in vrf_in and vrf_out of flows",
+        "vrf_name" => "name of the VRF, from options data",
+        "app_description" => "what the exporter says about the application",
+        "app_category" => "its category",
         _ => return None,
     })
 }

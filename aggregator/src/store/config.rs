@@ -49,6 +49,8 @@ impl Default for StoreConfig {
             ("nat_events", 30),
             ("discards", 30),
             ("interface_counters", 90),
+            ("host_counters", 90),
+            ("queue_counters", 90),
             ("options", 30),
             ("exporter_stats", 90),
             ("exporter_events", 365),

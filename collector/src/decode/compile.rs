@@ -9,6 +9,7 @@ use weir_schemas::tables::FlowColumn;
 
 use super::mapping::{self, Choice, Conversion, Mapping};
 use super::template::{Field, Template, VARIABLE};
+use super::totals::{self, TotalsPlan};
 
 /// Where a value lies in a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,10 +117,12 @@ pub(crate) struct IcmpInPort {
 /// What an exporter took a piece of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Section {
-    /// IE 315.
+    /// IE 315; of NetFlow v9 IE 104.
     Frame,
     /// IE 313.
     Packet,
+    /// IE 317: what follows the label stack.
+    Labelled,
     /// IE 314: what follows the IP header, of the protocol at this place (IE 4).
     Payload(Option<Span>),
 }
@@ -131,6 +134,12 @@ pub(crate) struct Sampled {
     pub(crate) span: Span,
     /// IE 312: its length on the wire.
     pub(crate) size: Option<Span>,
+    /// IE 410: octets of the section; what follows them in the field is padding.
+    pub(crate) exported: Option<Span>,
+    /// IE 409: octets of the packet before the section.
+    pub(crate) offset: Option<Span>,
+    /// IE 408: the kind of frame.
+    pub(crate) kind: Option<Span>,
 }
 
 /// The rows of a set, one a record.
@@ -155,6 +164,12 @@ pub(crate) struct RowPlan {
     pub(crate) losers: Vec<(Extra, When)>,
     /// The times to keep as they are where the boot time is unknown.
     pub(crate) uptimes: Vec<Extra>,
+    /// What event of address translation all records are, where no element says so (rule 48).
+    pub(crate) nat_event: Option<u8>,
+    /// Juniper's common properties, where they may say that the packet was dropped.
+    pub(crate) properties: Vec<Span>,
+    /// `bytes` or `packets` count since the start of the flow (IE 85, 86).
+    pub(crate) totals: Option<TotalsPlan>,
 }
 
 /// How records are laid out.
@@ -197,13 +212,14 @@ struct Part {
     reverse: bool,
     span: Span,
     extra: Extra,
+    /// The column that the element names itself, with its rank.
+    column: Option<(usize, Mapping)>,
     /// How often the element came before in this template.
     repeat: usize,
 }
 
-/// Compiles a template.
-pub(crate) fn compile(template: &Template) -> Plan {
-    let dictionary = Dictionary::builtin();
+/// Compiles a template, its elements being those of `dictionary`.
+pub(crate) fn compile(template: &Template, dictionary: &Dictionary) -> Plan {
     let layout = Layout {
         record: template.min_record(),
         variable: template.fields.iter().any(|field| field.length == VARIABLE),
@@ -236,15 +252,29 @@ pub(crate) fn compile(template: &Template) -> Plan {
     }
     let has =
         |test: fn(u32, u16) -> bool| parts.iter().any(|part| !part.reverse && test(part.enterprise, part.id));
-    plan.events = has(mapping::is_event) && !has(mapping::is_volume);
+    plan.events = (has(mapping::is_event) || has(mapping::is_translation)) && !has(mapping::is_volume);
     let v9 = template.fields.first().is_some_and(|field| field.space == super::template::Space::V9);
     let (reverse, forward): (Vec<&Part>, Vec<&Part>) = parts.iter().partition(|part| part.reverse);
     plan.rows = rows(&forward, v9);
+    if plan.events && !has(mapping::is_event) {
+        plan.rows.nat_event = match (plan.rows.times.start, plan.rows.times.end) {
+            (Some(_), None) => Some(NAT_CREATE),
+            (None, Some(_)) => Some(NAT_DELETE),
+            _ => None,
+        };
+    }
     if !reverse.is_empty() {
         plan.reverse = Some(reverse_rows(&forward, &reverse));
     }
     plan
 }
+
+/// RFC 8158 §4.1.1.2: a translation begins, and ends.
+const NAT_CREATE: u8 = 1;
+const NAT_DELETE: u8 = 2;
+
+const JUNIPER: u32 = 2636;
+const JUNIPER_COMMON_PROPERTIES: u16 = 137;
 
 /// How often each element came so far.
 type Seen = HashMap<(u32, u16, bool), usize, foldhash::fast::RandomState>;
@@ -265,11 +295,12 @@ fn part(field: Field, span: Span, dictionary: &Dictionary, seen: &mut Seen) -> P
         name = format!("{name}[{}]", repeat + 1).into();
     }
     let extra = Extra { name, data_type: field.data_type(dictionary), span };
-    Part { enterprise, id, reverse, span, extra, repeat }
+    let column = field.element(dictionary).and_then(mapping::named);
+    Part { enterprise, id, reverse, span, extra, column, repeat }
 }
 
 /// A column's candidate: its rank in the table, the mapping, the place.
-type Candidate<'a> = (usize, &'static Mapping, Span, &'a Part);
+type Candidate<'a> = (usize, Mapping, Span, &'a Part);
 
 fn rows(parts: &[&Part], v9: bool) -> RowPlan {
     let mut plan = RowPlan::default();
@@ -277,7 +308,10 @@ fn rows(parts: &[&Part], v9: bool) -> RowPlan {
     specials(&mut plan, parts, &mut used);
     let mut candidates: Vec<(FlowColumn, Vec<Candidate<'_>>)> = Vec::new();
     for part in parts.iter().filter(|part| part.repeat == 0) {
-        for &(rank, mapping) in mapping::mappings(part.enterprise, part.id) {
+        let named = part.column.as_ref();
+        let mappings =
+            named.map_or_else(|| mapping::mappings(part.enterprise, part.id), std::slice::from_ref);
+        for &(rank, mapping) in mappings {
             let Some(span) = place(mapping.conversion, part.span) else { continue };
             let candidate = (rank, mapping, span, *part);
             match candidates.iter_mut().find(|(column, _)| *column == mapping.column) {
@@ -298,6 +332,23 @@ fn rows(parts: &[&Part], v9: bool) -> RowPlan {
         |plan: &RowPlan, column| plan.steps.iter().find(|step| step.column == column).map(|step| step.span);
     plan.sampling.in_if = interface(&plan, FlowColumn::InIf);
     plan.sampling.out_if = interface(&plan, FlowColumn::OutIf);
+    if !plan.steps.iter().any(|step| step.column == FlowColumn::ForwardingStatus) {
+        let properties = parts.iter().filter(|part| {
+            (part.enterprise, part.id, part.span.width) == (JUNIPER, JUNIPER_COMMON_PROPERTIES, 2)
+        });
+        plan.properties = properties.map(|part| part.span).collect();
+    }
+    let total = |column: FlowColumn, id: u16| {
+        let step = plan.steps.iter().find(|step| step.column == column);
+        step.is_some_and(|step| {
+            parts.iter().any(|part| part.enterprise == IANA && part.id == id && part.span == step.span)
+        })
+    };
+    let (bytes, packets) = (total(FlowColumn::Bytes, 85), total(FlowColumn::Packets, 86));
+    plan.totals = (bytes || packets).then(|| {
+        let keys = parts.iter().filter(|part| totals::is_key(part.enterprise, part.id));
+        TotalsPlan { bytes, packets, keys: keys.map(|part| part.span).collect() }
+    });
     let rest = parts.iter().zip(used).filter(|(part, used)| !used && part.id != 210);
     plan.extras = rest.map(|(part, _)| part.extra.clone()).collect();
     plan
@@ -433,9 +484,22 @@ fn specials(plan: &mut RowPlan, parts: &[&Part], used: &mut [bool]) {
     plan.agent.extend(take(130, |width| width == 4).map(|span| (true, span)));
     plan.agent.extend(take(131, |width| width == 16).map(|span| (false, span)));
     let protocol = parts.iter().find(|part| part.enterprise == IANA && part.id == 4).map(|part| part.span);
-    let sections = [(315, Section::Frame), (313, Section::Packet), (314, Section::Payload(protocol))];
+    let sections = [
+        (315, Section::Frame),
+        (104, Section::Frame),
+        (313, Section::Packet),
+        (317, Section::Labelled),
+        (314, Section::Payload(protocol)),
+    ];
     let sampled = sections.into_iter().find_map(|(id, section)| Some((section, take(id, |_| true)?)));
-    plan.sampled = sampled.map(|(section, span)| Sampled { section, span, size: take(312, number) });
+    plan.sampled = sampled.map(|(section, span)| Sampled {
+        section,
+        span,
+        size: take(312, number),
+        exported: take(410, number),
+        offset: take(409, number),
+        kind: take(408, number),
+    });
     let both = |ids: [u16; 2]| {
         ids.iter().all(|id| parts.iter().any(|part| part.enterprise == IANA && part.id == *id))
     };
@@ -514,6 +578,8 @@ fn reverse_rows(forward: &[&Part], reverse: &[&Part]) -> (RowPlan, Option<Span>)
     plan.addresses.extend(own.addresses);
     plan.extras = own.extras;
     plan.losers.clear();
+    let keys = plan.totals.take().map(|totals| totals.keys).unwrap_or_default();
+    plan.totals = own.totals.map(|totals| TotalsPlan { keys, ..totals });
     if own.times.start.is_some() || own.times.end.is_some() {
         plan.times = Times { boot: plan.times.boot, ..own.times };
         plan.uptimes = own.uptimes;

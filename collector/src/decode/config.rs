@@ -1,17 +1,21 @@
 //! What an operator can set about decoding.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weir_schemas::Address;
+use weir_schemas::elements::{Dictionary, DictionaryError};
 
 /// Where the address of the column `exporter_addr` comes from; the first that is known wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IdentitySource {
-    /// The sFlow agent address, or IE 130/131 in the record or the options data.
+    /// sFlow: the agent address.
     Agent,
+    /// NetFlow and IPFIX: IE 130 or 131, in the record, else in the options data.
+    Element,
     /// The source address of the datagram.
     Sender,
 }
@@ -30,6 +34,9 @@ pub struct ExporterConfig {
     pub already_scaled: bool,
     /// The exporter sends its sampling interval (IE 34, 50) little-endian (some Mikrotik versions).
     pub little_endian_sampling: bool,
+    /// The exporter reports a flow again and again with counters since its start (IE 85, 86): what came since the last
+    /// record of the flow counts.
+    pub difference_totals: bool,
     /// Sampling options of another observation domain of the same address count here too.
     pub sampling_across_domains: bool,
     /// Sampling options count for the whole domain, whatever their scope says.
@@ -44,6 +51,7 @@ impl Default for ExporterConfig {
             sampling_rate: None,
             already_scaled: false,
             little_endian_sampling: false,
+            difference_totals: false,
             sampling_across_domains: false,
             ignore_option_scope: false,
         }
@@ -78,6 +86,9 @@ pub struct DecodeConfig {
     pub max_fields: usize,
     /// Templates of all exporters together.
     pub max_templates_total: usize,
+    /// Memory for templates and for what options data said, of all exporters together; those on probation have an
+    /// eighth of it.
+    pub state_bytes: usize,
     /// A template that was not refreshed for this long, and for three times its refresh interval, decodes no more.
     pub template_lifetime_seconds: u32,
     /// Data that waits for its template: bytes of all exporters together, a shard, ...
@@ -92,8 +103,12 @@ pub struct DecodeConfig {
     pub exporter_idle_seconds: u32,
     /// The sampling rate (1 in N) of exporters that announce none.
     pub default_sampling_rate: Option<f64>,
-    /// Where `exporter_addr` comes from, in this order.
+    /// Where `exporter_addr` comes from, in this order: `agent`, `element`, `sender`. The others stay in `agent_addr`
+    /// and `sender_addr`.
     pub identity: Vec<IdentitySource>,
+    /// Files of information elements beside those that weir knows, of the form of `schemas/data/enterprise.tsv`: their
+    /// names, their types and, where wanted, the columns that they fill.
+    pub elements: Vec<PathBuf>,
     /// Flow times outside of the window below give way to the receive time. To be switched off where the receive time
     /// is not the time at which the flows were: captures that are decoded or replayed later.
     pub clock_check: bool,
@@ -116,6 +131,7 @@ impl Default for DecodeConfig {
             max_templates: 1_000,
             max_fields: 1_024,
             max_templates_total: 20_000,
+            state_bytes: 256 << 20,
             template_lifetime_seconds: 86_400,
             pending_bytes: 8 << 20,
             pending_sets: 256,
@@ -123,7 +139,8 @@ impl Default for DecodeConfig {
             max_options_entries: 20_000,
             exporter_idle_seconds: 86_400,
             default_sampling_rate: None,
-            identity: vec![IdentitySource::Agent, IdentitySource::Sender],
+            identity: vec![IdentitySource::Agent, IdentitySource::Element, IdentitySource::Sender],
+            elements: Vec::new(),
             clock_check: true,
             clock_past_seconds: 86_400,
             clock_future_seconds: 3_600,
@@ -156,12 +173,40 @@ impl DecodeConfig {
             ("max_templates", self.max_templates),
             ("max_fields", self.max_fields),
             ("max_templates_total", self.max_templates_total),
+            ("state_bytes", self.state_bytes),
         ] {
             if limit == 0 {
                 problems.push(format!("{key}: must be at least 1"));
             }
         }
+        let times = |source: IdentitySource| self.identity.iter().filter(|other| **other == source).count();
+        if self.identity.iter().any(|source| times(*source) > 1) {
+            problems.push("identity: names a source twice".into());
+        }
+        if let Err(error) = self.dictionary() {
+            problems.push(format!("elements: {error}"));
+        }
         problems
+    }
+
+    /// The elements that weir knows, with those of [`DecodeConfig::elements`].
+    pub fn dictionary(&self) -> Result<Dictionary, DictionaryError> {
+        Dictionary::with_files(&self.elements)
+    }
+
+    /// The address of the column `exporter_addr`, of those that are known.
+    pub(crate) fn exporter_addr(
+        &self,
+        agent: Option<[u8; 16]>,
+        element: Option<[u8; 16]>,
+        sender: [u8; 16],
+    ) -> [u8; 16] {
+        let known = |source: &IdentitySource| match source {
+            IdentitySource::Agent => agent,
+            IdentitySource::Element => element,
+            IdentitySource::Sender => Some(sender),
+        };
+        self.identity.iter().find_map(known).unwrap_or(sender)
     }
 
     /// The entry for a sender, the most specific prefix first.
@@ -196,6 +241,19 @@ mod tests {
         assert_eq!(rate("10.1.2.4"), Some(2.0));
         assert_eq!(rate("10.2.2.4"), Some(1.0));
         assert_eq!(rate("192.0.2.1"), None);
+    }
+
+    #[test]
+    fn a_wrong_file_of_elements_is_named_with_its_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mine.tsv");
+        std::fs::write(&path, "12356\t1\tx\tunsigned32\t-\t-\tsrc_prot\n").unwrap();
+        let config = DecodeConfig { elements: vec![path.clone()], ..DecodeConfig::default() };
+        let place = format!("elements: {}:1:26: ", path.display());
+        let problem = "there is no column \"src_prot\"; the nearest is \"src_port\"";
+        assert_eq!(config.problems(), [place + problem]);
+        let config = DecodeConfig { elements: vec![path.with_extension("no")], ..DecodeConfig::default() };
+        assert!(config.problems()[0].starts_with("elements: cannot read the dictionary "));
     }
 
     #[test]

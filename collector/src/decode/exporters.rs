@@ -61,10 +61,16 @@ pub struct Counters {
     pub options_records: u64,
     pub counter_samples: u64,
     pub templates: u64,
+    /// Templates that replaced another one of the same id.
+    pub template_collisions: u64,
+    /// Withdrawals over UDP: not followed.
+    pub withdrawals_ignored: u64,
     pub template_misses: u64,
     pub sets_replayed: u64,
     pub sets_expired: u64,
     pub rejected: u64,
+    /// Texts that were not UTF-8: what was wrong in them is replaced.
+    pub bad_texts: u64,
     pub sequence_expected: u64,
     /// Goes down where a unit that was counted as lost comes late.
     pub sequence_lost: u64,
@@ -94,6 +100,8 @@ pub struct ExporterState {
     pub clock_skew_us: Option<f64>,
     /// Sampling rate last seen.
     pub sampling_rate: Option<f64>,
+    /// The value of `exporter_addr`, where it is another than that of the key: IE 130 or 131 said so.
+    pub(crate) identity: Option<[u8; 16]>,
     /// False while on probation.
     pub established: bool,
     /// What the operator says about it.
@@ -113,6 +121,13 @@ pub struct Exporters {
     established: usize,
     /// States that made room or were silent for too long, for the decoder to clear up after.
     gone: Vec<ExporterState>,
+}
+
+impl ExporterState {
+    /// What its rows have as `exporter_addr`.
+    pub(crate) fn exporter_addr(&self) -> Address {
+        self.identity.map_or(self.key.exporter, Address)
+    }
 }
 
 impl Default for Exporters {
@@ -222,6 +237,7 @@ impl Exporters {
             last_seen_us: now_us,
             clock_skew_us: None,
             sampling_rate: None,
+            identity: None,
             established,
             config: entry.cloned().unwrap_or_default(),
             netflow: None,

@@ -4,6 +4,8 @@
 
 use std::sync::OnceLock;
 
+use weir_schemas::elements::Dictionary;
+
 use super::compile::{Plan, compile};
 use super::reject::RejectReason;
 use super::template::{Field, Space, Template};
@@ -139,7 +141,8 @@ pub(crate) fn plan(version: u16) -> &'static Plan {
     cell.get_or_init(|| {
         let field =
             |(id, length): &(u16, u16)| Field { space: Space::V9, enterprise: 0, id: *id, length: *length };
-        compile(&Template { id: 256, scope: None, fields: fields.iter().map(field).collect() })
+        let template = Template { id: 256, scope: None, fields: fields.iter().map(field).collect() };
+        compile(&template, Dictionary::builtin())
     })
 }
 

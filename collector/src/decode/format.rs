@@ -1,4 +1,4 @@
-//! Elements without a column of their own, as text: each by its data type (RFC 7011 §6.1).
+//! Elements without a column of their own, as text: each by its data type (RFC 7011 §6.1), lists (RFC 6313) as JSON.
 
 #![cfg_attr(not(test), warn(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
@@ -7,16 +7,29 @@ use std::io::Write;
 use weir_schemas::Address;
 use weir_schemas::elements::{DataType, Dictionary};
 
+use super::shared::SharedDomain;
 use super::template::{Field, Space, VARIABLE};
 use super::wire::{float, ntp_us, octets, signed, u16_at, u32_at, unsigned};
 
-/// Values of a list are written up to this many.
-const MAX_LIST_ITEMS: usize = 64;
+/// Values and fields of a list, with those of the lists inside, are written up to this many.
+const MAX_LIST_ITEMS: usize = 256;
+/// Lists inside of lists.
+const MAX_LIST_DEPTH: usize = 4;
 /// Octets of an opaque value are written up to this many.
 const MAX_HEX_OCTETS: usize = 512;
 
+/// What must be known beside a value and its type.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Around<'a> {
+    /// The receive time: it tells the eras of NTP apart.
+    pub(crate) near_us: i64,
+    pub(crate) dictionary: &'a Dictionary,
+    /// Where the templates of lists are found: the domain and the session (source port).
+    pub(crate) templates: Option<(&'a SharedDomain, u16)>,
+}
+
 /// Appends a value. What does not fit its type (an address of five octets) is written as octets.
-pub(crate) fn write_value(out: &mut Vec<u8>, data_type: DataType, bytes: &[u8], near_us: i64) {
+pub(crate) fn write_value(out: &mut Vec<u8>, data_type: DataType, bytes: &[u8], around: &Around<'_>) {
     use DataType as T;
     match data_type {
         T::Unsigned8 | T::Unsigned16 | T::Unsigned32 | T::Unsigned64 if bytes.len() <= 8 => {
@@ -60,9 +73,15 @@ pub(crate) fn write_value(out: &mut Vec<u8>, data_type: DataType, bytes: &[u8], 
             instant(out, i64::try_from(unsigned(bytes)).unwrap_or(i64::MAX).saturating_mul(1_000), 3);
         }
         T::DateTimeMicroseconds | T::DateTimeNanoseconds if bytes.len() == 8 => {
-            instant(out, ntp_us(u32_at(bytes, 0), u32_at(bytes, 4), near_us), 6);
+            instant(out, ntp_us(u32_at(bytes, 0), u32_at(bytes, 4), around.near_us), 6);
         }
-        T::BasicList => basic_list(out, bytes, near_us),
+        T::BasicList | T::SubTemplateList | T::SubTemplateMultiList => {
+            let mut room = Room { items: MAX_LIST_ITEMS, depth: MAX_LIST_DEPTH };
+            list(out, data_type, bytes, around, &mut room);
+            if room.items == 0 {
+                out.extend_from_slice("…".as_bytes());
+            }
+        }
         _ => hex(out, bytes),
     }
 }
@@ -111,6 +130,11 @@ fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
+/// A time to the millisecond.
+pub(crate) fn write_time(out: &mut Vec<u8>, us: i64) {
+    instant(out, us, 3);
+}
+
 /// RFC 3339 in UTC, with `digits` of the second's fraction.
 pub(crate) fn instant(out: &mut Vec<u8>, us: i64, digits: usize) {
     let (seconds, micros) = (us.div_euclid(1_000_000), us.rem_euclid(1_000_000));
@@ -142,31 +166,168 @@ fn civil(days: i64) -> (i64, i64, i64) {
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
-/// RFC 6313 §4.5.1: semantic, element, length, then the values. Lists in lists are written as octets.
-fn basic_list(out: &mut Vec<u8>, bytes: &[u8], near_us: i64) {
+/// A list (RFC 6313) as JSON: numbers as they are, records as objects, everything else quoted. What is malformed is
+/// written as octets, what is nested too deep too.
+fn list(out: &mut Vec<u8>, data_type: DataType, bytes: &[u8], around: &Around<'_>, room: &mut Room) {
+    if room.depth == 0 {
+        quoted(out, |out| hex(out, bytes));
+        return;
+    }
+    let mut inner = Room { depth: room.depth.saturating_sub(1), ..*room };
+    match data_type {
+        DataType::BasicList => basic_list(out, bytes, around, &mut inner),
+        DataType::SubTemplateList => {
+            out.push(b'[');
+            let mut first = true;
+            if let (Some(_), Some(records)) = (bytes.first(), bytes.get(3..)) {
+                list_records(out, u16_at(bytes, 1), records, around, &mut inner, &mut first);
+            }
+            out.push(b']');
+        }
+        _ => sub_template_multi_list(out, bytes, around, &mut inner),
+    }
+    room.items = inner.items;
+}
+
+/// RFC 6313 §4.5.1: semantic, element, length, then the values.
+fn basic_list(out: &mut Vec<u8>, bytes: &[u8], around: &Around<'_>, room: &mut Room) {
     let Some((field, mut rest)) = basic_list_head(bytes) else {
-        hex(out, bytes);
+        quoted(out, |out| hex(out, bytes));
         return;
     };
-    let data_type = match field.data_type(Dictionary::builtin()) {
-        DataType::BasicList => DataType::OctetArray,
-        other => other,
-    };
+    let data_type = field.data_type(around.dictionary);
     out.push(b'[');
-    let mut count = 0_usize;
+    let mut first = true;
     while let Some((value, after)) = split_value(field.length, rest) {
-        if count > 0 {
-            out.extend_from_slice(b", ");
-        }
-        if count == MAX_LIST_ITEMS {
-            out.extend_from_slice("…".as_bytes());
+        if !room.item(out, &mut first) {
             break;
         }
-        write_value(out, data_type, value, near_us);
+        list_value(out, data_type, value, around, room);
         rest = after;
-        count = count.saturating_add(1);
     }
     out.push(b']');
+}
+
+/// RFC 6313 §4.5.3: semantic, then of each template its id, a length with these four octets, and records.
+fn sub_template_multi_list(out: &mut Vec<u8>, bytes: &[u8], around: &Around<'_>, room: &mut Room) {
+    out.push(b'[');
+    let mut first = true;
+    let mut rest = bytes.get(1..).unwrap_or_default();
+    while let (Some(_), length @ 4..) = (rest.get(..4), usize::from(u16_at(rest, 2))) {
+        let Some((part, after)) = rest.split_at_checked(length) else { break };
+        let records = part.get(4..).unwrap_or_default();
+        list_records(out, u16_at(part, 0), records, around, room, &mut first);
+        rest = after;
+    }
+    out.push(b']');
+}
+
+/// The records of a template, each an object; octets where nobody knows the template.
+fn list_records(
+    out: &mut Vec<u8>,
+    template: u16,
+    records: &[u8],
+    around: &Around<'_>,
+    room: &mut Room,
+    first: &mut bool,
+) {
+    let plan = around
+        .templates
+        .and_then(|(domain, port)| domain.find(port, template, around.near_us, around.dictionary));
+    let Some(plan) = plan else {
+        if !records.is_empty() && room.item(out, first) {
+            let id = u64::from(template);
+            out.extend_from_slice(b"{\"template\":");
+            decimal(out, id);
+            out.extend_from_slice(b",\"octets\":");
+            quoted(out, |out| hex(out, records));
+            out.push(b'}');
+        }
+        return;
+    };
+    let mut rest = records;
+    while rest.len() >= plan.layout.record && plan.layout.record > 0 {
+        if !room.item(out, first) {
+            return;
+        }
+        out.push(b'{');
+        let mut before = false;
+        for (field, length) in plan.named.iter().zip(&plan.layout.fields) {
+            let split = if *length == VARIABLE {
+                split_value(*length, rest)
+            } else {
+                rest.split_at_checked(usize::from(*length))
+            };
+            let Some((value, after)) = split else {
+                rest = &[];
+                break;
+            };
+            rest = after;
+            if !room.item(out, &mut !before) {
+                continue;
+            }
+            before = true;
+            quoted(out, |out| out.extend_from_slice(field.name.as_bytes()));
+            out.push(b':');
+            list_value(out, field.data_type, value, around, room);
+        }
+        out.push(b'}');
+    }
+}
+
+/// A value inside of a list.
+fn list_value(out: &mut Vec<u8>, data_type: DataType, bytes: &[u8], around: &Around<'_>, room: &mut Room) {
+    use DataType as T;
+    match data_type {
+        T::BasicList | T::SubTemplateList | T::SubTemplateMultiList => {
+            list(out, data_type, bytes, around, room)
+        }
+        T::Unsigned8 | T::Unsigned16 | T::Unsigned32 | T::Unsigned64 if bytes.len() <= 8 => {
+            decimal(out, unsigned(bytes));
+        }
+        T::String => quoted(out, |out| escaped(out, trimmed(bytes))),
+        _ => quoted(out, |out| write_value(out, data_type, bytes, around)),
+    }
+}
+
+fn quoted(out: &mut Vec<u8>, content: impl FnOnce(&mut Vec<u8>)) {
+    out.push(b'"');
+    content(out);
+    out.push(b'"');
+}
+
+/// The text of a JSON string (RFC 8259 §7). What is no UTF-8 is replaced where the entry is closed.
+fn escaped(out: &mut Vec<u8>, text: &[u8]) {
+    for octet in text {
+        match octet {
+            b'"' | b'\\' => out.extend([b'\\', *octet]),
+            0..=0x1f => put(out, format_args!("\\u{octet:04x}")),
+            _ => out.push(*octet),
+        }
+    }
+}
+
+/// How much more a list may hold: what an exporter sends in one value must not become a book. A list that was cut
+/// has a "…" behind it.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    items: usize,
+    depth: usize,
+}
+
+impl Room {
+    /// Begins an item; false where there is no room.
+    fn item(&mut self, out: &mut Vec<u8>, first: &mut bool) -> bool {
+        if self.items == 0 {
+            return false;
+        }
+        if !*first {
+            out.push(b',');
+        }
+        *first = false;
+        self.items = self.items.saturating_sub(1);
+        true
+    }
 }
 
 /// The element of a basicList, and its values.
@@ -201,7 +362,9 @@ mod tests {
 
     fn show(data_type: DataType, bytes: &[u8]) -> String {
         let mut out = Vec::new();
-        write_value(&mut out, data_type, bytes, 1_763_000_000_000_000);
+        let dictionary = Dictionary::builtin();
+        let around = Around { near_us: 1_763_000_000_000_000, dictionary, templates: None };
+        write_value(&mut out, data_type, bytes, &around);
         String::from_utf8(out).unwrap()
     }
 
@@ -237,10 +400,30 @@ mod tests {
     fn rule_06_lists_of_both_length_forms() {
         // RFC 6313: semantic 3, element 82 (interfaceName), variable length
         let list = [3, 0, 82, 0xff, 0xff, 1, b'a', 255, 0, 2, b'b', b'c', 9];
-        assert_eq!(show(DataType::BasicList, &list), "[a, bc]");
+        assert_eq!(show(DataType::BasicList, &list), r#"["a","bc"]"#);
         let list = [3, 0, 10, 0, 4, 0, 0, 0, 1, 0, 0, 0, 2];
-        assert_eq!(show(DataType::BasicList, &list), "[1, 2]");
+        assert_eq!(show(DataType::BasicList, &list), "[1,2]");
         assert_eq!(show(DataType::BasicList, &[3, 0, 10, 0, 0, 1, 2]), "[]");
-        assert_eq!(show(DataType::BasicList, &[3, 0]), "0x0300");
+        assert_eq!(show(DataType::BasicList, &[3, 0]), r#""0x0300""#);
+        let text = [3, 0, 82, 0xff, 0xff, 4, b'"', b'\\', b'\n', b'x'];
+        assert_eq!(show(DataType::BasicList, &text), r#"["\"\\\u000ax"]"#);
+    }
+
+    #[test]
+    fn rule_53_lists_are_bounded_in_items_and_depth() {
+        let many = [&[3, 0, 4, 0, 1][..], &[6; 1_000]].concat();
+        let shown = show(DataType::BasicList, &many);
+        assert!(shown.ends_with("6]…") && shown.matches('6').count() == MAX_LIST_ITEMS, "{shown}");
+        // a basicList (291) of basicLists of ...
+        let mut nested = vec![3, 0, 4, 0, 1, 6];
+        for _ in 0..10 {
+            let length = nested.len() as u8;
+            nested = [&[3, 1, 0x23, 0xff, 0xff, length][..], &nested].concat();
+        }
+        assert!(show(DataType::BasicList, &nested).starts_with("[[[[\"0x0301"));
+        // a template that nobody knows
+        let list = [3, 1, 0, 1, 2];
+        assert_eq!(show(DataType::SubTemplateList, &list), r#"[{"template":256,"octets":"0x0102"}]"#);
+        assert_eq!(show(DataType::SubTemplateMultiList, &[3, 1, 0, 0, 3, 9]), "[]");
     }
 }

@@ -51,6 +51,8 @@ pub(crate) enum Link {
     Ip,
     /// A label stack.
     Mpls,
+    /// What follows a label stack (IE 317).
+    Labelled,
     /// PPP, with or without address and control bytes.
     Ppp,
     /// The transport header of a packet of this IP protocol (IE 314).
@@ -131,6 +133,7 @@ pub(crate) fn walk(link: Link, bytes: &[u8], mut each: impl FnMut(Layer, &[u8], 
         Link::Ethernet => Layer::Ethernet,
         Link::Ip => Layer::Ip,
         Link::Mpls => Layer::Mpls,
+        Link::Labelled => labelled(bytes),
         Link::Ppp => Layer::Ppp,
         Link::Transport(protocol) => Layer::Transport(protocol),
     };
@@ -290,12 +293,7 @@ impl Frame {
                 continue;
             }
             // of a label stack section (IE 316) that is all
-            let Some(first) = rest.first() else { return END };
-            return match first >> 4 {
-                4 if looks_like_ipv4(rest) => Some((Layer::Ip, rest)),
-                6 if looks_like_ipv6(rest) => Some((Layer::Ip, rest)),
-                _ => Some((Layer::Pseudowire, rest)),
-            };
+            return if rest.is_empty() { END } else { Some((labelled(rest), rest)) };
         }
         END
     }
@@ -618,6 +616,15 @@ impl Frame {
             }
             _ => self.enter("gre", gre_layer(kind), rest),
         }
+    }
+}
+
+/// What follows a label stack, by its first nibble.
+fn labelled(bytes: &[u8]) -> Layer {
+    match bytes.first().map(|first| first >> 4) {
+        Some(4) if looks_like_ipv4(bytes) => Layer::Ip,
+        Some(6) if looks_like_ipv6(bytes) => Layer::Ip,
+        _ => Layer::Pseudowire,
     }
 }
 

@@ -185,7 +185,8 @@ fn close(builder: &mut Builder) -> usize {
 pub(crate) fn frame(data: &[u8]) {
     let Some((kind, bytes)) = data.split_first() else { return };
     let link = match kind & 7 {
-        0..=2 => Link::Ethernet,
+        0 | 1 => Link::Ethernet,
+        2 => Link::Labelled,
         3 => Link::Ip,
         4 => Link::Mpls,
         5 => Link::Ppp,
@@ -212,6 +213,7 @@ pub(crate) fn frame_seeds() -> Vec<Vec<u8>> {
     let seed = |(link, bytes): (Link, Vec<u8>)| {
         let kind = match link {
             Link::Ethernet => 0,
+            Link::Labelled => 2,
             Link::Ip => 3,
             Link::Mpls => 4,
             Link::Ppp => 5,
@@ -292,7 +294,7 @@ mod tests {
         }
         let empty: Vec<Table> =
             Table::ALL.into_iter().zip(sum).filter(|(_, rows)| *rows == 0).map(|(table, _)| table).collect();
-        assert_eq!(empty, [Table::Discards], "{sum:?}");
+        assert_eq!(empty, [Table::Discards, Table::HostCounters, Table::QueueCounters], "{sum:?}");
         for seed in (fuzzing::target("state").seeds)() {
             assert!(SharedState::new().restore(&seed, &DecodeConfig::default()).unwrap() > 0);
         }

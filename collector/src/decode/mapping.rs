@@ -1,14 +1,16 @@
-//! Which information element goes to which column. What is not here, and has no meaning of its own in
-//! [`super::compile`] (times, sampling, MPLS stacks, sampled frames), goes to `extra` under its name.
+//! Which information element goes to which column. Those of vendors and users are data: their files name the column
+//! ([`Element::column`]). What has no column, and no meaning of its own in [`super::compile`] (times, sampling, MPLS
+//! stacks, sampled frames), goes to `extra` under its name.
 //!
-//! Two elements of one column: the first in this table that the template has is taken, the others go to `extra`;
-//! except for those marked [`Choice::NonZero`], where exporters put both into every record and leave the one that does
+//! Two elements of one column: a user's comes first, then those of this table in its order, then those of vendors; the
+//! others go to `extra`; except for those marked [`Choice::NonZero`], where exporters put both into every record and leave the one that does
 //! not apply zero: the first that is not zero is taken record by record.
 
 use std::sync::OnceLock;
 
 use hashbrown::HashMap;
-use weir_schemas::elements::{CISCO, IANA, NTOP};
+use weir_schemas::Kind;
+use weir_schemas::elements::{DataType, Element, IANA};
 use weir_schemas::tables::FlowColumn::{self, *};
 
 /// How the octets become the column's value.
@@ -19,7 +21,7 @@ pub(crate) enum Conversion {
     /// The same; all ones stand for "unknown" (medianet).
     Counter,
     /// A number times this.
-    Times(u16),
+    Times(u32),
     /// Nanoseconds to microseconds.
     Nanos,
     /// The low 24 bits (IE 351: the type of the overlay stands above them).
@@ -63,15 +65,6 @@ const fn any(enterprise: u32, id: u16, column: FlowColumn, conversion: Conversio
 
 use Conversion::{Application, Counter, Dscp, Ipv4, Ipv6, Low24, Mac, Nanos, Number, Octet, Text, Times};
 
-const CITRIX: u32 = 5951;
-const CERT: u32 = 6871;
-const IXIA: u32 = 3054;
-const PROCERA: u32 = 15397;
-const GIGAMON: u32 = 26866;
-const SONICWALL: u32 = 8741;
-const NOKIA: u32 = 637;
-const VIPTELA: u32 = 41916;
-
 /// The table. NetFlow v9 field types above 32767 that the dictionary knows as v9's own stand under IANA.
 #[rustfmt::skip]
 pub(crate) const MAPPINGS: &[Mapping] = &[
@@ -90,7 +83,6 @@ pub(crate) const MAPPINGS: &[Mapping] = &[
     one(IANA, 299, ResponderPackets, Number),
     one(IANA, 132, DroppedBytes, Number),
     one(IANA, 134, DroppedBytes, Number),
-    one(CISCO, 12443, DroppedBytes, Number),
     one(IANA, 133, DroppedPackets, Number),
     one(IANA, 135, DroppedPackets, Number),
     // keys
@@ -98,22 +90,16 @@ pub(crate) const MAPPINGS: &[Mapping] = &[
     any(IANA, 27, SrcAddr, Ipv6),
     any(IANA, 44, SrcAddr, Ipv4),
     any(IANA, 170, SrcAddr, Ipv6),
-    any(CISCO, 12236, SrcAddr, Ipv4),
-    any(CISCO, 12238, SrcAddr, Ipv6),
     any(IANA, 12, DstAddr, Ipv4),
     any(IANA, 28, DstAddr, Ipv6),
     any(IANA, 45, DstAddr, Ipv4),
     any(IANA, 169, DstAddr, Ipv6),
-    any(CISCO, 12237, DstAddr, Ipv4),
-    any(CISCO, 12239, DstAddr, Ipv6),
     any(IANA, 7, SrcPort, Number),
     any(IANA, 180, SrcPort, Number),
     any(IANA, 182, SrcPort, Number),
-    any(CISCO, 12240, SrcPort, Number),
     any(IANA, 11, DstPort, Number),
     any(IANA, 181, DstPort, Number),
     any(IANA, 183, DstPort, Number),
-    any(CISCO, 12241, DstPort, Number),
     one(IANA, 4, IpProtocol, Number),
     one(IANA, 6, TcpFlags, Number),
     one(IANA, 5, Tos, Number),
@@ -142,7 +128,6 @@ pub(crate) const MAPPINGS: &[Mapping] = &[
     one(IANA, 253, OutIf, Number),
     one(IANA, 234, VrfIn, Number),
     one(IANA, 235, VrfOut, Number),
-    one(VIPTELA, 4321, VrfIn, Number),
     one(IANA, 351, Vni, Low24),
     any(IANA, 58, SrcVlan, Number),
     any(IANA, 243, SrcVlan, Number),
@@ -190,52 +175,50 @@ pub(crate) const MAPPINGS: &[Mapping] = &[
     one(IANA, 95, AppId, Application),
     one(IANA, 96, AppName, Text),
     one(IANA, 56701, AppName, Text),
-    one(IXIA, 111, AppName, Text),
-    one(SONICWALL, 41, AppName, Text),
-    one(NOKIA, 1, AppName, Text),
     one(IANA, 371, UserName, Text),
     one(IANA, 40000, UserName, Text),
     one(IANA, 56702, UserName, Text),
-    one(NTOP, 121, UserName, Text),
-    one(CITRIX, 205, UserName, Text),
-    one(SONICWALL, 35, UserName, Text),
     one(IANA, 460, HttpHost, Text),
-    one(CISCO, 12235, HttpHost, Text),
-    one(NTOP, 187, HttpHost, Text),
-    one(CITRIX, 142, HttpHost, Text),
-    one(IXIA, 183, HttpHost, Text),
-    one(CERT, 117, HttpHost, Text),
     one(IANA, 461, HttpUrl, Text),
-    one(NTOP, 180, HttpUrl, Text),
-    one(CITRIX, 130, HttpUrl, Text),
-    one(IXIA, 184, HttpUrl, Text),
-    one(PROCERA, 22, HttpUrl, Text),
-    one(GIGAMON, 1, HttpUrl, Text),
-    one(NOKIA, 163, HttpUrl, Text),
     // performance
-    one(CISCO, 4248, RttUs, Times(1000)),
-    one(CITRIX, 128, RttUs, Times(1000)),
-    one(IXIA, 283, RttUs, Counter),
     one(IANA, 387, JitterUs, Counter),
     one(IANA, 386, JitterUs, Times(1000)),
     one(IANA, 388, JitterUs, Nanos),
-    one(CISCO, 4255, JitterUs, Counter),
-    one(CISCO, 4251, LostPackets, Counter),
-    one(NTOP, 156, LostPackets, Counter),
-    one(CISCO, 9268, Retransmits, Counter),
-    one(NTOP, 109, Retransmits, Counter),
-    one(IXIA, 282, Retransmits, Counter),
 ];
 
-type Index = HashMap<(u32, u16), Vec<(usize, &'static Mapping)>, foldhash::fast::RandomState>;
+type Index = HashMap<(u32, u16), Vec<(usize, Mapping)>, foldhash::fast::RandomState>;
 
-/// All mappings of an element, with their rank in the table.
-pub(crate) fn mappings(enterprise: u32, id: u16) -> &'static [(usize, &'static Mapping)] {
+/// The column that an element names itself, with a rank among those of the table.
+pub(crate) fn named(element: &Element) -> Option<(usize, Mapping)> {
+    let column = element.column?;
+    let measured = matches!(column, RttUs | JitterUs | LostPackets | Retransmits);
+    let conversion = match (column.column().kind, element.data_type) {
+        (_, DataType::Ipv4Address) => Ipv4,
+        (_, DataType::Ipv6Address) => Ipv6,
+        (Kind::Mac, _) => Mac,
+        (Kind::Text, _) => Text,
+        _ if column.column().name.ends_with("_us") => match element.units.as_deref() {
+            Some("seconds") => Times(1_000_000),
+            Some("milliseconds") => Times(1_000),
+            Some("nanoseconds") => Nanos,
+            _ => Counter,
+        },
+        // medianet and its kin say "not measured" with all ones
+        _ if measured => Counter,
+        _ => Number,
+    };
+    let choice = if matches!(conversion, Ipv4 | Ipv6) { Choice::NonZero } else { Choice::First };
+    let rank = if element.from_user { 0 } else { MAPPINGS.len() + 1 };
+    Some((rank, Mapping { enterprise: element.enterprise, id: element.id, column, conversion, choice }))
+}
+
+/// All mappings of an element, with their rank: from 1, in the order of the table.
+pub(crate) fn mappings(enterprise: u32, id: u16) -> &'static [(usize, Mapping)] {
     static INDEX: OnceLock<Index> = OnceLock::new();
     let index = INDEX.get_or_init(|| {
         let mut index = Index::default();
         for (rank, mapping) in MAPPINGS.iter().enumerate() {
-            index.entry((mapping.enterprise, mapping.id)).or_default().push((rank, mapping));
+            index.entry((mapping.enterprise, mapping.id)).or_default().push((rank + 1, *mapping));
         }
         index
     });
@@ -317,15 +300,24 @@ pub(crate) fn is_event(enterprise: u32, id: u16) -> bool {
     enterprise == IANA && matches!(id, 230 | 233 | 361..=364 | 40005 | 24628..=24635 | 33002)
 }
 
+/// True for the elements that tell what an address or port was translated to, or by which service (Nokia's inside and
+/// outside service ids).
+pub(crate) fn is_translation(enterprise: u32, id: u16) -> bool {
+    const NOKIA: u32 = 637;
+    matches!((enterprise, id), (IANA, 225..=228 | 281 | 282) | (NOKIA, 91 | 92))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weir_schemas::Kind;
     use weir_schemas::elements::Dictionary;
 
     #[test]
     fn every_mapped_element_is_in_the_dictionary_and_fits_its_column() {
-        for mapping in MAPPINGS {
+        let vendors = Dictionary::builtin().iter().filter_map(named).map(|(_, mapping)| mapping);
+        let vendors: Vec<Mapping> = vendors.collect();
+        assert!(vendors.len() > 50);
+        for mapping in MAPPINGS.iter().chain(&vendors) {
             let dictionary = Dictionary::builtin();
             let known = match mapping.id {
                 id if mapping.enterprise == IANA && id > 0x7fff => dictionary.lookup_v9(id),

@@ -29,6 +29,7 @@ pub(crate) mod template;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod totals;
 pub(crate) mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -65,6 +66,8 @@ pub struct Batches {
     pub nat_events: Builder,
     pub discards: Builder,
     pub interface_counters: Builder,
+    pub host_counters: Builder,
+    pub queue_counters: Builder,
     pub options: Builder,
     pub exporter_stats: Builder,
     pub exporter_events: Builder,
@@ -77,6 +80,8 @@ impl Batches {
             nat_events: Builder::new(Table::NatEvents),
             discards: Builder::new(Table::Discards),
             interface_counters: Builder::new(Table::InterfaceCounters),
+            host_counters: Builder::new(Table::HostCounters),
+            queue_counters: Builder::new(Table::QueueCounters),
             options: Builder::new(Table::Options),
             exporter_stats: Builder::new(Table::ExporterStats),
             exporter_events: Builder::new(Table::ExporterEvents),
@@ -84,12 +89,14 @@ impl Batches {
     }
 
     /// All of them, in the order of [`Table::ALL`].
-    pub fn all_mut(&mut self) -> [&mut Builder; 7] {
+    pub fn all_mut(&mut self) -> [&mut Builder; Table::ALL.len()] {
         [
             &mut self.flows,
             &mut self.nat_events,
             &mut self.discards,
             &mut self.interface_counters,
+            &mut self.host_counters,
+            &mut self.queue_counters,
             &mut self.options,
             &mut self.exporter_stats,
             &mut self.exporter_events,

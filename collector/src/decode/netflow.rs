@@ -5,10 +5,12 @@
 //! then data that waited for these templates; then flows, in wire order.
 
 use weir_schemas::Table;
+use weir_schemas::elements::Dictionary;
 
 use super::compile::SharedPlan;
-use super::config::{DecodeConfig, ExporterConfig};
+use super::config::DecodeConfig;
 use super::exporters::{Counters, ExporterKey, ExporterState, Exporters, Protocol};
+use super::format::Around;
 use super::message::{Message, Set, Sets};
 use super::options::run_options;
 use super::pending::{Pending, Waiting};
@@ -19,9 +21,11 @@ use super::sampling::{Learned, View};
 use super::sequence::{Sequence, Step};
 use super::shared::{Defined, DomainKey, Lookup, SharedState};
 use super::stats::{Event, Events};
-use super::template::{Definition, parse_set};
+use super::template::{Definition, Template, parse_set};
 use super::{Batches, DatagramMeta, DecodeCounters, fixed};
 
+/// Unknown elements of a template that are named in an event.
+const MAX_NAMED: usize = 20;
 /// An uptime that goes back by more is a restart, not a late datagram.
 const RESTART_MS: i32 = 60_000;
 
@@ -32,14 +36,29 @@ pub(crate) struct NetflowState {
     sessions: Vec<SessionState>,
 }
 
-/// What is remembered of one source port.
+/// What is remembered of a transport session.
 #[derive(Debug, Default)]
 struct SessionState {
+    /// The source port that it began with: what its templates are kept under.
+    id: u16,
+    /// The port of its last datagram.
     port: u16,
     sequence: Sequence,
     /// Uptime and clock of the last header.
     uptime: Option<(u32, i64)>,
+    /// Receive time and uptime of a datagram that says that the exporter restarted.
+    suspected: Option<(i64, u32)>,
     last_us: i64,
+}
+
+/// Whether an exporter restarted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Restart {
+    No,
+    /// One datagram says so: it may be invented.
+    Suspected,
+    /// So does the one after it; the first one came then.
+    Since(i64),
 }
 
 /// A data set of the datagram in hand, or of the last one: kept until the next for whoever explains it.
@@ -120,8 +139,9 @@ impl NetflowState {
     /// The state of a session; a port that continues another's sequence takes its place (exporters that send from a
     /// new port each time).
     fn session(&mut self, port: u16, number: u32, now_us: i64, most: usize) -> &mut SessionState {
-        let at = self.sessions.iter().position(|session| session.port == port);
-        let at = at.or_else(|| self.sessions.iter().position(|session| session.sequence.continues(number)));
+        let find = |test: &dyn Fn(&SessionState) -> bool| self.sessions.iter().position(test);
+        let at = find(&|session| session.port == port).or_else(|| find(&|session| session.id == port));
+        let at = at.or_else(|| find(&|session| session.sequence.continues(number)));
         let at = at.unwrap_or_else(|| {
             if self.sessions.len() >= most.max(1) {
                 let oldest = self.sessions.iter().enumerate().min_by_key(|(_, session)| session.last_us);
@@ -129,7 +149,7 @@ impl NetflowState {
                     self.sessions.swap_remove(oldest);
                 }
             }
-            self.sessions.push(SessionState::default());
+            self.sessions.push(SessionState { id: port, ..SessionState::default() });
             self.sessions.len() - 1
         });
         let session = &mut self.sessions[at];
@@ -141,14 +161,35 @@ impl NetflowState {
 
 impl SessionState {
     /// Rule 12: uptime and sequence went back, but the clock did not (that would be a late datagram, or a capture out of
-    /// order).
-    fn restarted(&mut self, uptime_ms: u32, export_us: i64, number: u32) -> bool {
-        let before = self.uptime.replace((uptime_ms, export_us));
-        let back = before.is_some_and(|(uptime_before, export_before)| {
+    /// order). The datagram after it must say so too: a single invented one takes no templates away.
+    fn restarted(&mut self, uptime_ms: u32, export_us: i64, number: u32, received_us: i64) -> Restart {
+        let back = self.uptime.is_some_and(|(uptime_before, export_before)| {
             let forward = uptime_ms.wrapping_sub(uptime_before).cast_signed();
             forward < -RESTART_MS && export_us >= export_before
         });
-        back && self.sequence.is_behind(number)
+        let suspected = self.suspected.take();
+        if !back || !self.sequence.is_off(number) {
+            self.uptime = Some((uptime_ms, export_us));
+            return Restart::No;
+        }
+        match suspected {
+            Some((since_us, uptime)) if uptime_ms >= uptime => {
+                self.uptime = Some((uptime_ms, export_us));
+                Restart::Since(since_us)
+            }
+            _ => {
+                self.suspected = Some((received_us, uptime_ms));
+                Restart::Suspected
+            }
+        }
+    }
+
+    /// Accounts for the message.
+    fn account(&mut self, number: u32, units: u32, known: bool, restart: Restart) -> Step {
+        match restart {
+            Restart::Suspected => self.sequence.stray(number, units, known),
+            restart => self.sequence.message(number, units, known, restart != Restart::No),
+        }
     }
 }
 
@@ -186,10 +227,10 @@ impl Netflow {
         let netflow = state.netflow.get_or_insert_default();
         if let Some(number) = message.sequence {
             let session = netflow.session(meta.sender_port, number, meta.received_us, config.max_sessions);
-            let restarted = session.restarted(message.uptime_ms, message.export_us, number);
-            let step = session.sequence.message(number, message.count, true, restarted);
+            let restart = session.restarted(message.uptime_ms, message.export_us, number, meta.received_us);
+            let step = session.account(number, message.count, true, restart);
             account(&mut state.counters, step);
-            if restarted {
+            if let Restart::Since(_) = restart {
                 events.add(state, meta.received_us, Event::Restart, None, String::new);
             }
         }
@@ -206,6 +247,7 @@ impl Netflow {
             view: &view,
             config,
             exporter: &state.config,
+            around: Around { near_us: meta.received_us, dictionary: Dictionary::builtin(), templates: None },
         };
         let plan = fixed::plan(version);
         self.scratch.last_rate = None;
@@ -253,28 +295,46 @@ impl Netflow {
         let mut lookup = netflow.lookup.take().unwrap_or_else(|| {
             let domain = DomainKey { sender: meta.sender, protocol, domain: message.domain };
             let lookup = Lookup::new(domain, shared);
-            known_before = lookup.domain.has_templates();
+            known_before = lookup.domain.is_established();
             lookup
         });
         let session =
             netflow.session(meta.sender_port, message.sequence, meta.received_us, config.max_sessions);
-        let restarted = message
-            .uptime_ms
-            .is_some_and(|uptime| session.restarted(uptime, message.export_us, message.sequence));
-        self.restarted = restarted;
-        if restarted {
-            shared.forget(&lookup.domain, meta.sender_port);
+        let restart = message.uptime_ms.map_or(Restart::No, |uptime| {
+            session.restarted(uptime, message.export_us, message.sequence, meta.received_us)
+        });
+        let port = session.id;
+        lookup.heard(port, meta.received_us, state.established, shared);
+        self.restarted = matches!(restart, Restart::Since(_));
+        if let Restart::Since(since_us) = restart {
+            shared.forget(&lookup.domain, port, since_us);
             events.add(state, meta.received_us, Event::Restart, None, String::new);
         }
-        let mut pass = Pass { message, meta, config, shared, state, lookup: &mut lookup, counters, events };
+        let suspected = restart == Restart::Suspected;
+        let mut pass = Pass {
+            message,
+            meta,
+            port,
+            suspected,
+            config,
+            shared,
+            state,
+            lookup: &mut lookup,
+            counters,
+            events,
+        };
         let mut rejects = self.templates(&mut pass);
         let (units, known) = self.data(&mut pass, &mut rejects, out);
         let step = if message.ipfix {
-            session.sequence.message(message.sequence, units, known, false)
+            session.account(message.sequence, units, known, restart)
         } else {
-            session.sequence.message(message.sequence, 1, true, restarted)
+            session.account(message.sequence, 1, true, restart)
         };
         account(&mut pass.state.counters, step);
+        state.counters.bad_texts += std::mem::take(&mut self.scratch.bad_texts);
+        if let Some(exporter) = self.scratch.last_exporter.take() {
+            state.identity = Some(exporter);
+        }
         state.sampling_rate = self.scratch.last_rate.or(state.sampling_rate);
         state.counters.rejected += u64::from(rejects.count);
         netflow.lookup = Some(lookup);
@@ -293,7 +353,7 @@ impl Netflow {
     fn templates(&mut self, pass: &mut Pass<'_, '_>) -> Rejects {
         let mut rejects = Rejects::default();
         self.defined.clear();
-        let (port, now_us) = (pass.meta.sender_port, pass.meta.received_us);
+        let (port, now_us) = (pass.port, pass.meta.received_us);
         let mut fields = 0;
         let mut sets = Sets::new(pass.message);
         while let Some(set) = sets.next() {
@@ -310,7 +370,9 @@ impl Netflow {
                 }
                 Set::Data(template, content) => {
                     let end = sets.walked();
-                    let plan = pass.lookup.plan(port, template, pass.shared);
+                    // of an exporter that restarted, if it did, only what it has described since then is believed
+                    let holds = !pass.suspected || self.defined.contains(&template);
+                    let plan = holds.then(|| pass.lookup.plan(port, template, now_us, pass.shared)).flatten();
                     let start = end - content.len();
                     let outcome = SetOutcome::default();
                     self.work.push(Work { template, start, end, plan, late: false, outcome });
@@ -321,7 +383,9 @@ impl Netflow {
         }
         for work in self.work.iter_mut().filter(|work| work.plan.is_none()) {
             pass.state.counters.template_misses += 1;
-            work.plan = pass.lookup.plan(port, work.template, pass.shared);
+            if !pass.suspected || self.defined.contains(&work.template) {
+                work.plan = pass.lookup.plan(port, work.template, now_us, pass.shared);
+            }
             work.late = work.plan.is_some();
             pass.state.counters.sets_replayed += u64::from(work.late);
         }
@@ -334,7 +398,7 @@ impl Netflow {
     /// The other passes: options data, what waited, flows. Answers how many records there were, and whether that is
     /// known.
     fn data(&mut self, pass: &mut Pass<'_, '_>, rejects: &mut Rejects, out: &mut Batches) -> (u32, bool) {
-        let port = pass.meta.sender_port;
+        let port = pass.port;
         let across = pass.state.config.sampling_across_domains;
         let (mut units, mut known) = (0_u32, rejects.first != Some(RejectReason::BadSetLength));
         let mut view = pass.lookup.view(port, pass.shared, across);
@@ -342,8 +406,7 @@ impl Netflow {
         for work in &mut self.work {
             let Some(plan) = work.plan.as_ref().filter(|plan| plan.is_options()) else { continue };
             let content = pass.message.sets.get(work.start..work.end).unwrap_or_default();
-            let context =
-                context(pass.message, pass.meta, &view, pass.config, &pass.state.config, work.template);
+            let context = pass.context(&view, work.template);
             let outcome = run_options(plan, content, &context, &mut out.options, &mut self.learned);
             work.outcome = outcome;
             units = units.wrapping_add(outcome.records);
@@ -363,6 +426,10 @@ impl Netflow {
         }
         if change.any {
             view = pass.lookup.view(port, pass.shared, across);
+        }
+        if view.agent.is_some() {
+            // rule 35: its statistics are found under the same address as its flows
+            pass.state.identity = Some(pass.config.exporter_addr(None, view.agent, pass.meta.sender.0));
         }
         self.scratch.last_rate = None;
         if !self.defined.is_empty() && !self.pending.is_empty() {
@@ -388,8 +455,7 @@ impl Netflow {
             if plan.is_options() {
                 continue;
             }
-            let context =
-                context(pass.message, pass.meta, &view, pass.config, &pass.state.config, work.template);
+            let context = pass.context(&view, work.template);
             let (table, builder) = if plan.events {
                 (Table::NatEvents, &mut out.nat_events)
             } else {
@@ -416,7 +482,7 @@ impl Netflow {
         }
         let waiting = Waiting {
             key: pass.state.key,
-            port: pass.meta.sender_port,
+            port: pass.port,
             template,
             received_us: pass.meta.received_us,
             export_us: pass.message.export_us,
@@ -442,7 +508,7 @@ impl Netflow {
         shared: &SharedState,
         out: &mut Batches,
     ) -> Option<(SharedPlan, SetOutcome)> {
-        let plan = lookup.plan(set.port, set.template, shared)?;
+        let plan = lookup.plan(set.port, set.template, set.received_us, shared)?;
         let view = lookup.view(set.port, shared, state.config.sampling_across_domains);
         let context = SetContext {
             protocol: set.key.protocol,
@@ -456,6 +522,11 @@ impl Netflow {
             view: &view,
             config,
             exporter: &state.config,
+            around: Around {
+                near_us: set.received_us,
+                dictionary: lookup.dictionary(),
+                templates: Some((&lookup.domain, set.port)),
+            },
         };
         state.counters.sets_replayed += 1;
         if plan.is_options() {
@@ -478,33 +549,14 @@ impl Netflow {
     }
 }
 
-fn context<'a>(
-    message: &Message<'_>,
-    meta: &DatagramMeta,
-    view: &'a View,
-    config: &'a DecodeConfig,
-    exporter: &'a ExporterConfig,
-    template: u16,
-) -> SetContext<'a> {
-    SetContext {
-        protocol: if message.ipfix { Protocol::Ipfix } else { Protocol::NetFlow9 },
-        received_us: meta.received_us,
-        sender: meta.sender,
-        domain: message.domain,
-        template,
-        export_us: message.export_us,
-        uptime_ms: message.uptime_ms,
-        header_rate: None,
-        view,
-        config,
-        exporter,
-    }
-}
-
 /// A datagram in hand.
 struct Pass<'a, 'b> {
     message: &'a Message<'b>,
     meta: &'a DatagramMeta,
+    /// What its session's templates are kept under.
+    port: u16,
+    /// It says that the exporter restarted, and nothing else does yet.
+    suspected: bool,
     config: &'a DecodeConfig,
     shared: &'a SharedState,
     state: &'a mut ExporterState,
@@ -514,6 +566,42 @@ struct Pass<'a, 'b> {
 }
 
 impl Pass<'_, '_> {
+    fn context<'c>(&'c self, view: &'c View, template: u16) -> SetContext<'c> {
+        let Pass { message, meta, .. } = self;
+        SetContext {
+            protocol: if message.ipfix { Protocol::Ipfix } else { Protocol::NetFlow9 },
+            received_us: meta.received_us,
+            sender: meta.sender,
+            domain: message.domain,
+            template,
+            export_us: message.export_us,
+            uptime_ms: message.uptime_ms,
+            header_rate: None,
+            view,
+            config: self.config,
+            exporter: &self.state.config,
+            around: Around {
+                near_us: meta.received_us,
+                dictionary: self.lookup.dictionary(),
+                templates: Some((&self.lookup.domain, self.port)),
+            },
+        }
+    }
+
+    /// Rule 51: tells of elements that nobody knows, once a template.
+    fn unknown_elements(&mut self, template: &Template) {
+        let dictionary = self.lookup.dictionary();
+        let mut unknown = template.fields.iter().filter(|field| field.is_unknown(dictionary)).peekable();
+        if unknown.peek().is_none() {
+            return;
+        }
+        let count = unknown.clone().count();
+        let names: Vec<_> = unknown.take(MAX_NAMED).map(|field| field.name(dictionary)).collect();
+        let more = if count > MAX_NAMED { format!(" and {} more", count - MAX_NAMED) } else { String::new() };
+        let detail = || format!("{}{more}", names.join(", "));
+        self.events.add(self.state, self.meta.received_us, Event::UnknownElements, Some(template.id), detail);
+    }
+
     /// Takes in what a template set says. `fields` counts those of the datagram so far.
     fn define(
         &mut self,
@@ -526,6 +614,7 @@ impl Pass<'_, '_> {
             Definition::Bad(reason) => return Some(reason),
             // rule 7, RFC 7011 §8.4: over UDP a withdrawal is not followed
             Definition::Withdrawal(id) => {
+                self.state.counters.withdrawals_ignored += 1;
                 self.events.add(self.state, now_us, Event::WithdrawalIgnored, Some(id), String::new);
             }
             // compiling costs: no exporter describes thousands of fields at once
@@ -535,13 +624,15 @@ impl Pass<'_, '_> {
             Definition::Template(template) => {
                 let id = template.id;
                 self.state.counters.templates += 1;
-                let port = self.meta.sender_port;
-                match self.shared.define(&self.lookup.domain, port, template, now_us, self.config) {
+                match self.shared.define(&self.lookup.domain, self.port, &template, now_us, self.config) {
                     Defined::Refused => return Some(RejectReason::TemplateLimit),
                     Defined::Replaced => {
+                        self.state.counters.template_collisions += 1;
                         self.events.add(self.state, now_us, Event::TemplateCollision, Some(id), String::new);
+                        self.unknown_elements(&template);
                     }
-                    Defined::New | Defined::Refreshed => {}
+                    Defined::New => self.unknown_elements(&template),
+                    Defined::Refreshed => {}
                 }
                 defined.push(id);
             }

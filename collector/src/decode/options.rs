@@ -6,8 +6,8 @@ use weir_schemas::tables::OptionsColumn;
 use super::compile::{Extra, Plan};
 use super::format::{trimmed, write_value};
 use super::records::{Fixed, Records, Walked};
-use super::run::{SetContext, SetOutcome, interval};
-use super::sampling::{Learned, out_of_rate, packets_rate, plausible};
+use super::run::{SetContext, SetOutcome, application_id, interval};
+use super::sampling::{Learned, cut_name, out_of_rate, packets_rate, plausible};
 use super::wire::{float, octets, unsigned};
 use crate::columns::Builder;
 
@@ -46,7 +46,7 @@ fn rows<R: Records>(
     learned: &mut Vec<Learned>,
 ) {
     let n = records.count();
-    let exporter = context.view.agent.unwrap_or(context.sender.0);
+    let exporter = context.exporter_addr(context.view.agent);
     out.times(OptionsColumn::ReceivedAt.index()).push_n(context.received_us, n);
     out.ips(OptionsColumn::ExporterAddr.index()).push_n(exporter, n);
     out.u32s(OptionsColumn::ObservationDomain.index()).push_n(context.domain, n);
@@ -57,9 +57,14 @@ fn rows<R: Records>(
             let maps = out.maps(column.index());
             let fields =
                 plan.named.iter().zip(&plan.identities).filter(|(_, (_, id, s))| *s == scope && *id != 210);
-            for (Extra { name, data_type, span }, _) in fields {
+            for (Extra { name, data_type, span }, (enterprise, id, _)) in fields {
                 let bytes = records.bytes(row, *span);
-                maps.entry_with(name, |out| write_value(out, *data_type, bytes, context.received_us));
+                // as in the column of flows, so that the two can be joined
+                let application = if *id == 95 && *enterprise == IANA { application_id(bytes) } else { None };
+                maps.entry_with(name, |out| match &application {
+                    Some(text) => out.extend_from_slice(text.as_bytes()),
+                    None => write_value(out, *data_type, bytes, &context.around),
+                });
             }
             maps.close_row();
         }
@@ -109,7 +114,8 @@ fn learn<R: Records>(plan: &Plan, records: &R, row: usize, context: &SetContext<
     if let (Some(id), Some(name)) =
         (application.filter(|id| !id.is_empty()), name.filter(|name| !name.is_empty()))
     {
-        learned.application = Some((id.into(), String::from_utf8_lossy(name).into()));
+        let name = String::from_utf8_lossy(name);
+        learned.application = Some((id.into(), cut_name(&name).into()));
     }
     let says = learned.rate.is_some()
         || learned.boot_us.is_some()

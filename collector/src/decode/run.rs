@@ -6,13 +6,14 @@ use weir_schemas::{Address, Kind};
 use super::compile::{
     AddressChoice, Clock, Extra, IcmpInPort, Plan, Rate, RowPlan, Sampled, Section, Span, Step, When,
 };
-use super::config::{DecodeConfig, ExporterConfig, IdentitySource};
+use super::config::{DecodeConfig, ExporterConfig};
 use super::exporters::Protocol;
-use super::format::{trimmed, write_value};
+use super::format::{Around, trimmed, write_time, write_value};
 use super::frame::{self, Link};
 use super::mapping::Conversion;
 use super::records::{Fixed, Picked, Records, Walked};
 use super::sampling::{RateSource, View, out_of_rate, packets_rate, plausible};
+use super::totals::Totals;
 use super::wire::{float, ntp_us, octets, u32_at, unsigned};
 use crate::columns::{Builder, Values};
 
@@ -34,6 +35,14 @@ pub(crate) struct SetContext<'a> {
     pub(crate) view: &'a View,
     pub(crate) config: &'a DecodeConfig,
     pub(crate) exporter: &'a ExporterConfig,
+    pub(crate) around: Around<'a>,
+}
+
+impl SetContext<'_> {
+    /// Rule 35: `element` is IE 130 or 131 of the record or the options data.
+    pub(crate) fn exporter_addr(&self, element: Option<[u8; 16]>) -> [u8; 16] {
+        self.config.exporter_addr(None, element, self.sender.0)
+    }
 }
 
 /// Buffers that are kept from set to set.
@@ -41,13 +50,22 @@ pub(crate) struct SetContext<'a> {
 pub(crate) struct Scratch {
     starts: Vec<i64>,
     ends: Vec<i64>,
+    /// Start and end as the exporter said, of records whose times were replaced ([`ABSENT`] of the others); empty where
+    /// none were.
+    replaced: Vec<(i64, i64)>,
     places: Vec<(u32, u32)>,
     rows: Vec<u32>,
     protocols: Vec<u8>,
+    /// The totals of flows that come again.
+    totals: Totals,
     /// Two fields of one column had values, or one was too great for it.
     conflict: bool,
+    /// Texts that were not UTF-8.
+    pub(crate) bad_texts: u64,
     /// The sampling rate of the last record that had one.
     pub(crate) last_rate: Option<f64>,
+    /// Whom the last record or the options data said that the exporter is, where that is not the sender.
+    pub(crate) last_exporter: Option<[u8; 16]>,
 }
 
 /// What became of a set.
@@ -151,9 +169,9 @@ fn columns<R: Records>(
     reverse: bool,
 ) {
     scratch.conflict = false;
-    constants(plan, records, context, out, reverse);
+    scratch.last_exporter = constants(plan, records, context, out, reverse);
     for step in &plan.steps {
-        scratch.conflict |= run_step(step, records, out);
+        scratch.conflict |= run_step(step, records, out, &mut scratch.bad_texts);
     }
     for choice in &plan.addresses {
         scratch.conflict |= run_choice(choice, plan.ip_version, records, out);
@@ -167,19 +185,25 @@ fn columns<R: Records>(
         mpls(plan, records, out);
     }
     application_names(plan, records, context, out);
-    if !plan.extras.is_empty() || scratch.conflict || !uptimes_known {
-        extras(plan, records, context, out, scratch.conflict, !uptimes_known);
+    if !plan.properties.is_empty() {
+        properties(plan, records, out);
+    }
+    if let Some(totals) = plan.totals.as_ref().filter(|_| context.exporter.difference_totals) {
+        scratch.totals.difference(totals, records, context, reverse, out);
+    }
+    if !plan.extras.is_empty() || scratch.conflict || !uptimes_known || !scratch.replaced.is_empty() {
+        extras(plan, records, context, out, scratch, !uptimes_known);
     }
 }
 
-/// Columns that are the same in every row, and whose row it is.
+/// Columns that are the same in every row, and whose row it is. Answers who the exporter is, where it is not the sender.
 fn constants<R: Records>(
     plan: &RowPlan,
     records: &R,
     context: &SetContext<'_>,
     out: &mut Builder,
     reverse: bool,
-) {
+) -> Option<[u8; 16]> {
     let n = records.count();
     out.times(FlowColumn::ReceivedAt.index()).push_n(context.received_us, n);
     out.u32s(FlowColumn::ObservationDomain.index()).push_n(context.domain, n);
@@ -187,10 +211,12 @@ fn constants<R: Records>(
     if reverse {
         out.bools(FlowColumn::Reverse.index()).push_n(true, n);
     }
-    let agent_first = context.config.identity.first() == Some(&IdentitySource::Agent);
+    if let Some(event) = plan.nat_event {
+        out.u8s(FlowColumn::NatEvent.index()).push_n(event, n);
+    }
     let known = context.view.agent;
     if plan.agent.is_empty() {
-        let exporter = known.filter(|_| agent_first).unwrap_or(context.sender.0);
+        let exporter = context.exporter_addr(known);
         out.ips(FlowColumn::ExporterAddr.index()).push_n(exporter, n);
         if exporter != context.sender.0 {
             out.ips(FlowColumn::SenderAddr.index()).push_n(context.sender.0, n);
@@ -198,17 +224,20 @@ fn constants<R: Records>(
         if let Some(agent) = known {
             out.ips(FlowColumn::AgentAddr.index()).push_n(agent, n);
         }
-        return;
+        return Some(exporter).filter(|exporter| *exporter != context.sender.0);
     }
+    let mut last = None;
     for row in 0..n {
         let spans = plan.agent.iter().map(|(v4, span)| address(*v4, records.bytes(row, *span)));
         let agent = spans.into_iter().find(|agent| !Address(*agent).is_unspecified()).or(known);
-        let exporter = agent.filter(|_| agent_first).unwrap_or(context.sender.0);
+        let exporter = context.exporter_addr(agent);
         out.ips(FlowColumn::ExporterAddr.index()).push(exporter);
         out.ips(FlowColumn::AgentAddr.index()).push_option(agent);
         let sender = (exporter != context.sender.0).then_some(context.sender.0);
         out.ips(FlowColumn::SenderAddr.index()).push_option(sender);
+        last = sender.map(|_| exporter);
     }
+    last
 }
 
 #[inline]
@@ -221,7 +250,7 @@ fn address(v4: bool, bytes: &[u8]) -> [u8; 16] {
 }
 
 /// One column; true where a value was too great for it, or another field of the column had one too.
-fn run_step<R: Records>(step: &Step, records: &R, out: &mut Builder) -> bool {
+fn run_step<R: Records>(step: &Step, records: &R, out: &mut Builder, bad_texts: &mut u64) -> bool {
     let column = step.column.index();
     let (n, span) = (records.count(), step.span);
     match step.conversion {
@@ -233,9 +262,7 @@ fn run_step<R: Records>(step: &Step, records: &R, out: &mut Builder) -> bool {
             for row in 0..n {
                 match trimmed(records.bytes(row, span)) {
                     [] => texts.push_nulls(1),
-                    bytes => {
-                        texts.push_lossy(bytes);
-                    }
+                    bytes => *bad_texts += u64::from(!texts.push_lossy(bytes)),
                 }
             }
         }
@@ -407,9 +434,10 @@ fn times<R: Records>(
     let (has_start, has_end) = (known(&plan.times.start), known(&plan.times.end));
     let uptimes_known = plan.uptimes.is_empty()
         || (has_start || plan.times.start.is_none()) && has_end == plan.times.end.is_some();
-    let Scratch { starts, ends, .. } = scratch;
+    let Scratch { starts, ends, replaced, .. } = scratch;
     starts.clear();
     ends.clear();
+    replaced.clear();
     let clock = |clock: Option<Clock>, known: bool, values: &mut Vec<i64>| match clock.filter(|_| known) {
         Some(clock) => read_clock(clock, plan.times.boot, booted, records, context, values),
         None => values.resize(n, ABSENT),
@@ -463,6 +491,7 @@ fn times<R: Records>(
         // in place of a wrong one the receive time, as far as the other one allows it
         let now = context.received_us;
         let (was_start, was_end) = (*start, *end);
+        replaced.push(if received { (was_start, was_end) } else { (ABSENT, ABSENT) });
         if wrong(was_start) {
             *start = if absent(was_end) || wrong(was_end) { now } else { now.min(was_end) };
         }
@@ -696,6 +725,17 @@ fn mpls<R: Records>(plan: &RowPlan, records: &R, out: &mut Builder) {
     }
 }
 
+/// Junos inline monitoring: six bits of type and ten of value; of type 2 the value is the exception for which the packet
+/// was dropped, 0 where it was forwarded. RFC 7270: 64 forwarded, 128 dropped.
+fn properties<R: Records>(plan: &RowPlan, records: &R, out: &mut Builder) {
+    let statuses = out.u8s(FlowColumn::ForwardingStatus.index());
+    for row in 0..records.count() {
+        let mut words = plan.properties.iter().map(|span| unsigned(records.bytes(row, *span)));
+        let exception = words.find(|word| word >> 10 == 2).map(|word| word & 0x3ff);
+        statuses.push_option(exception.map(|exception| if exception == 0 { 64 } else { 128 }));
+    }
+}
+
 /// Names for application ids, from the exporter's option table.
 fn application_names<R: Records>(plan: &RowPlan, records: &R, context: &SetContext<'_>, out: &mut Builder) {
     let step = |column| plan.steps.iter().find(|step| step.column == column);
@@ -719,14 +759,22 @@ fn extras<R: Records>(
     records: &R,
     context: &SetContext<'_>,
     out: &mut Builder,
-    conflict: bool,
+    scratch: &Scratch,
     uptimes: bool,
 ) {
     let maps = out.maps(FlowColumn::Extra.index());
-    let near = context.received_us;
+    let around = &context.around;
     for row in 0..records.count() {
+        // rule 33: what was replaced is not lost
+        if let Some((start, end)) = scratch.replaced.get(row) {
+            for (name, time) in [("exported_start_time", *start), ("exported_end_time", *end)] {
+                if time != ABSENT && time != 0 {
+                    maps.entry_with(name, |out| write_time(out, time));
+                }
+            }
+        }
         let mut entry = |extra: &Extra, bytes: &[u8]| {
-            maps.entry_with(&extra.name, |out| write_value(out, extra.data_type, bytes, near));
+            maps.entry_with(&extra.name, |out| write_value(out, extra.data_type, bytes, around));
         };
         for extra in &plan.extras {
             entry(extra, records.bytes(row, extra.span));
@@ -736,7 +784,7 @@ fn extras<R: Records>(
                 entry(extra, records.bytes(row, extra.span));
             }
         }
-        for (extra, when) in plan.losers.iter().filter(|_| conflict) {
+        for (extra, when) in plan.losers.iter().filter(|_| scratch.conflict) {
             let some = |bytes: &[u8]| bytes.iter().any(|octet| *octet != 0);
             let bytes = records.bytes(row, extra.span);
             let lost = match when {
@@ -753,18 +801,23 @@ fn extras<R: Records>(
 
 /// What the sampled header of the only record says, in the columns that the record itself has nothing for.
 fn sampled<R: Records>(plan: &RowPlan, records: &R, out: &mut Builder) {
-    let Some(Sampled { section, span, size }) = plan.sampled else { return };
+    let Some(Sampled { section, span, size, exported, offset, kind }) = plan.sampled else { return };
+    let number = |span: Option<Span>| span.map(|span| unsigned(records.bytes(0, span)));
     let bytes = records.bytes(0, span);
+    let whole = number(exported).and_then(|length| usize::try_from(length).ok());
+    let bytes = whole.and_then(|length| bytes.get(..length)).unwrap_or(bytes);
     let link = match section {
         Section::Frame => Link::Ethernet,
         Section::Packet => Link::Ip,
-        Section::Payload(protocol) => {
-            Link::Transport(protocol.map_or(0, |span| unsigned(records.bytes(0, span)) as u8))
-        }
+        Section::Labelled => Link::Labelled,
+        Section::Payload(protocol) => Link::Transport(number(protocol).unwrap_or(0) as u8),
     };
-    frame::parse(link, bytes).fill(out);
+    // RFC 7133 §3.4, §3.5: it must begin where the packet does, and be of Ethernet
+    if number(offset).unwrap_or(0) == 0 && number(kind).unwrap_or(1) == 1 {
+        frame::parse(link, bytes).fill(out);
+    }
     // one packet, of the length that the exporter says it had
-    let size = size.map(|span| unsigned(records.bytes(0, span))).filter(|size| *size > 0);
+    let size = number(size).filter(|size| *size > 0);
     if let (Some(size), false) = (size, out.has(FlowColumn::Bytes.index())) {
         out.u64s(FlowColumn::Bytes.index()).push(size);
     }

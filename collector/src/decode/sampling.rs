@@ -93,8 +93,18 @@ impl Rates {
     }
 }
 
-/// Names of applications by the octets of their id.
-pub(crate) type Applications = HashMap<Box<[u8]>, Box<str>, foldhash::fast::RandomState>;
+/// Names of applications by the octets of their id: cheap to copy, because a copy is what a change makes.
+pub(crate) type Applications = HashMap<Arc<[u8]>, Arc<str>, foldhash::fast::RandomState>;
+/// Memory of an entry beside its octets.
+const APPLICATION_BYTES: usize = 128;
+const RATE_BYTES: usize = 32;
+/// Names are kept up to this many octets.
+const MAX_NAME_BYTES: usize = 255;
+
+/// A name as it is kept: not longer than a name is.
+pub(crate) fn cut_name(name: &str) -> &str {
+    name.get(..name.floor_char_boundary(MAX_NAME_BYTES)).unwrap_or_default()
+}
 
 /// What one options data record says that flows need.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -106,13 +116,21 @@ pub(crate) struct Learned {
     pub(crate) template: Option<u64>,
     pub(crate) boot_us: Option<i64>,
     pub(crate) agent: Option<[u8; 16]>,
-    pub(crate) application: Option<(Box<[u8]>, Box<str>)>,
+    pub(crate) application: Option<(Arc<[u8]>, Arc<str>)>,
     /// The scope is something that neither the whole domain nor a sampler nor an interface is (a line card).
     pub(crate) narrow: bool,
 }
 
+impl Learned {
+    /// The memory that it takes at most.
+    pub(crate) fn bytes(&self) -> usize {
+        let name = self.application.as_ref();
+        RATE_BYTES + name.map_or(0, |(id, name)| APPLICATION_BYTES + id.len() + name.len())
+    }
+}
+
 /// All that was learned from the options data of a session. Copied when it changes, shared otherwise.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct View {
     pub(crate) samplers: Rates,
     pub(crate) interfaces: Rates,
@@ -121,6 +139,8 @@ pub(crate) struct View {
     pub(crate) boot_us: Option<i64>,
     pub(crate) agent: Option<[u8; 16]>,
     pub(crate) applications: Arc<Applications>,
+    /// Octets of ids and names.
+    pub(crate) text_bytes: usize,
 }
 
 /// What changed.
@@ -155,11 +175,19 @@ impl View {
         if let Some((id, name)) = &learned.application {
             let known = self.applications.get(id);
             if known != Some(name) && (known.is_some() || self.applications.len() < max) {
-                Arc::make_mut(&mut self.applications).insert(id.clone(), name.clone());
+                let before = Arc::make_mut(&mut self.applications).insert(Arc::clone(id), Arc::clone(name));
+                self.text_bytes += id.len() + name.len();
+                self.text_bytes -= before.map_or(0, |before| id.len() + before.len());
                 change.any = true;
             }
         }
         change
+    }
+
+    /// Its memory, about.
+    pub(crate) fn bytes(&self) -> usize {
+        let rates = self.samplers.0.len() + self.interfaces.0.len() + self.templates.0.len();
+        rates * RATE_BYTES + self.applications.len() * APPLICATION_BYTES + self.text_bytes
     }
 
     /// The rate of a sampler. Some exporters (Catalyst 6500, 7600) send 0 for the only one there is.

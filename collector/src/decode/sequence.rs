@@ -15,10 +15,11 @@ pub(crate) struct Step {
     pub(crate) uncertain: u64,
 }
 
+/// Within this distance a message belongs to the series; one that is farther off is believed when the next one goes on
+/// from it. So a single stray or invented datagram neither looks like loss nor like a restart.
+const NEAR: i64 = 1 << 16;
 /// A jump ahead by more is a restart with another number.
 const AHEAD: i64 = 1 << 24;
-/// A jump back by more is a restart, not a late datagram.
-const BEHIND: i64 = 1 << 16;
 /// So many messages that continue each other, all behind, are a restart.
 const RESTART_RUN: u32 = 4;
 /// Gaps that may still be filled.
@@ -33,6 +34,25 @@ pub(crate) struct Sequence {
     gaps: Vec<(u32, u32)>,
     /// Where the last message that was behind ended, how many there were in a row, and their units.
     behind: Option<(u32, u32, u64)>,
+    /// A message that was far off.
+    stray: Option<Stray>,
+}
+
+/// A message that the series may go on from.
+#[derive(Debug, Clone, Copy)]
+struct Stray {
+    start: u32,
+    units: u32,
+    known: bool,
+}
+
+impl Stray {
+    /// How many units are missing between it and a message with this number; None where that one does not go on from
+    /// it.
+    fn missing_before(self, number: u32) -> Option<u32> {
+        let missing = number.wrapping_sub(self.start.wrapping_add(self.units));
+        (i64::from(missing) < NEAR).then_some(if self.known { missing } else { 0 })
+    }
 }
 
 impl Sequence {
@@ -41,9 +61,9 @@ impl Sequence {
         self.next == Some(number)
     }
 
-    /// True where a message with this number is behind the series.
-    pub(crate) fn is_behind(&self, number: u32) -> bool {
-        self.next.is_some_and(|next| number.wrapping_sub(next).cast_signed() < 0)
+    /// True where a message with this number does not follow the last one.
+    pub(crate) fn is_off(&self, number: u32) -> bool {
+        self.next.is_some_and(|next| !(0..=NEAR).contains(&distance(next, number)))
     }
 
     /// A message with that sequence number came, which holds `units`; `known` is false where it holds units that
@@ -51,24 +71,30 @@ impl Sequence {
     pub(crate) fn message(&mut self, number: u32, units: u32, known: bool, restarted: bool) -> Step {
         let mut step = match self.next {
             None => Step { expected: u64::from(units), ..Step::default() },
-            Some(next) if restarted && number != next => self.reset(units),
+            Some(next) if restarted && number != next => self.reset(number, units),
             Some(next) => {
                 // rule 22: the signed distance modulo 2^32
-                let distance = i64::from(number.wrapping_sub(next).cast_signed());
-                match distance {
-                    0..=AHEAD => self.ahead(next, distance.unsigned_abs(), units),
-                    _ if distance > AHEAD => self.reset(units),
-                    _ if distance >= -BEHIND => {
-                        let step = self.late(number, units);
-                        if step.resets == 0 {
-                            return step;
-                        }
-                        step
+                let distance = distance(next, number);
+                if !(-NEAR..=NEAR).contains(&distance) {
+                    match self
+                        .stray
+                        .and_then(|stray| stray.missing_before(number).map(|missing| (stray, missing)))
+                    {
+                        None => return self.stray(number, units, known),
+                        Some((stray, missing)) => self.jump(next, stray, missing, units),
                     }
-                    _ => self.reset(units),
+                } else if distance >= 0 {
+                    self.ahead(next, distance.unsigned_abs(), units)
+                } else {
+                    let step = self.late(number, units);
+                    if step.resets == 0 {
+                        return step;
+                    }
+                    step
                 }
             }
         };
+        self.stray = None;
         self.next = known.then(|| number.wrapping_add(units));
         if !known {
             step.uncertain = 1;
@@ -77,10 +103,41 @@ impl Sequence {
         step
     }
 
-    fn reset(&mut self, units: u32) -> Step {
+    /// A message that is not believed yet.
+    pub(crate) fn stray(&mut self, number: u32, units: u32, known: bool) -> Step {
+        self.stray = Some(Stray { start: number, units, known });
+        Step { reordered: i64::from(units), ..Step::default() }
+    }
+
+    /// The series goes on from a message that was far off: much was lost, or it restarted.
+    fn jump(&mut self, next: u32, stray: Stray, missing: u32, units: u32) -> Step {
+        let before = distance(next, stray.start);
+        if !(0..=AHEAD).contains(&before) {
+            return self.reset(stray.start.wrapping_add(stray.units).wrapping_add(missing), units);
+        }
+        self.behind = None;
+        let lost = before + i64::from(missing);
+        Step {
+            expected: lost.unsigned_abs() + u64::from(stray.units) + u64::from(units),
+            lost,
+            reordered: -i64::from(stray.units),
+            ..Step::default()
+        }
+    }
+
+    fn reset(&mut self, number: u32, units: u32) -> Step {
         self.gaps.clear();
         self.behind = None;
-        Step { expected: u64::from(units), resets: 1, ..Step::default() }
+        let mut step = Step { expected: u64::from(units), resets: 1, ..Step::default() };
+        // what went before it was no stray
+        if let Some(stray) = self.stray.take()
+            && let Some(missing) = stray.missing_before(number)
+        {
+            step.expected += u64::from(stray.units) + u64::from(missing);
+            step.reordered = -i64::from(stray.units);
+            step.lost = i64::from(missing);
+        }
+        step
     }
 
     fn ahead(&mut self, next: u32, missing: u64, units: u32) -> Step {
@@ -107,7 +164,8 @@ impl Sequence {
         if run >= RESTART_RUN && units > 0 {
             // they were no duplicates: the exporter counts from somewhere else now
             let before = so_far - u64::from(units);
-            let reset = self.reset(units);
+            self.stray = None;
+            let reset = self.reset(number, units);
             return Step { expected: so_far, reordered: -before.cast_signed(), ..reset };
         }
         Step { reordered: i64::from(units), ..Step::default() }
@@ -138,6 +196,11 @@ impl Sequence {
         }
         Some(found)
     }
+}
+
+/// From one number to another, modulo 2^32.
+fn distance(from: u32, to: u32) -> i64 {
+    i64::from(to.wrapping_sub(from).cast_signed())
 }
 
 #[cfg(test)]
@@ -195,6 +258,19 @@ mod tests {
         let mut sequence = Sequence::default();
         sequence.message(500, 1, true, false);
         assert_eq!(sequence.message(0, 1, true, true).resets, 1);
+    }
+
+    #[test]
+    fn rule_22_a_single_stray_message_is_neither_loss_nor_a_restart() {
+        for stray in [1_000_000, 900_000_000, 3_000_000_000, u32::MAX] {
+            let start = 200_000;
+            assert_eq!(sum(&[(start, 10), (stray, 7), (start + 10, 10), (start + 25, 10)]), (35, 5, 7, 0));
+        }
+        // two that go on from each other are believed: much was lost, or all starts anew
+        assert_eq!(sum(&[(0, 10), (1_000_000, 10), (1_000_020, 10)]), (1_000_030, 1_000_000, 0, 0));
+        assert_eq!(sum(&[(5, 10), (3_000_000_000, 10), (3_000_000_013, 10)]), (33, 3, 0, 1));
+        // two strays that have nothing to do with each other
+        assert_eq!(sum(&[(0, 1), (1 << 20, 1), (1 << 22, 1), (1, 1)]), (2, 0, 2, 0));
     }
 
     #[test]

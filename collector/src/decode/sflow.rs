@@ -5,7 +5,7 @@
 //! numbers are in the list of structures on sflow.org.
 //!
 //! * flow samples (formats 1 and 3) become rows of `flows`,
-//! * counter samples (2 and 4) rows of `interface_counters`,
+//! * counter samples (2 and 4) rows of `interface_counters`, `host_counters` and `queue_counters`,
 //! * discarded packets (5) rows of `discards`.
 //!
 //! Whatever a datagram holds, its good samples are kept: a sample or record of unknown format is skipped by its length
@@ -23,6 +23,7 @@
 
 pub(crate) mod counters;
 pub(crate) mod formats;
+pub(crate) mod hosts;
 pub(crate) mod records;
 mod sequence;
 mod state;
@@ -35,7 +36,7 @@ pub(crate) use state::AgentState;
 use self::records::{Context, Row};
 use self::state::{Series, SourceId};
 use self::xdr::Xdr;
-use super::config::{DecodeConfig, ExporterConfig, IdentitySource};
+use super::config::{DecodeConfig, ExporterConfig};
 use super::exporters::{ExporterKey, ExporterState, Exporters, Protocol};
 use super::{Batches, DatagramMeta, RejectReason};
 use crate::columns::Builder;
@@ -115,6 +116,7 @@ impl Policy {
 struct Rows {
     flows: usize,
     discards: usize,
+    /// Counter samples.
     counters: usize,
 }
 
@@ -129,8 +131,8 @@ pub(crate) fn decode(
     let mut xdr = Xdr(datagram);
     let header = Header::read(&mut xdr)?;
     // sFlow v5, rule 35: an agent without an address is known by its sender
-    let by_agent = config.identity.first() != Some(&IdentitySource::Sender);
-    let exporter = if by_agent { header.agent.unwrap_or(meta.sender) } else { meta.sender };
+    let agent = header.agent.map(|agent| agent.0);
+    let exporter = Address(config.exporter_addr(agent, None, meta.sender.0));
     let key =
         ExporterKey { exporter, sender: meta.sender, domain: header.sub_agent, protocol: Protocol::Sflow5 };
     let state = exporters.heard(key, meta.received_us, datagram.len(), config);
@@ -179,13 +181,10 @@ fn samples(
                 }
             }
             2 | 4 => {
-                let builder = &mut out.interface_counters;
-                if datagram.counters(format == 4, sample, state, agent, &mut context, builder).is_some() {
-                    builder.advance(1);
+                if datagram.counters(format == 4, sample, state, agent, &mut context, out).is_some() {
                     rows.counters += 1;
                 } else {
                     context.bad = context.bad.max(1);
-                    builder.rollback();
                 }
             }
             5 => {
@@ -203,6 +202,7 @@ fn samples(
         rejected += context.bad;
     }
     state.counters.records_skipped += u64::from(context.skipped);
+    datagram.close_counters(&context, out);
     rejected
 }
 
@@ -311,8 +311,7 @@ impl Datagram<'_> {
         }
         row.interfaces(input, output, direction(source, input, output));
         if output.form == 1 {
-            row.out.u32s(FlowColumn::DropReason.index()).push(output.value);
-            row.out.u8s(FlowColumn::ForwardingStatus.index()).push(forwarding_status(output.value));
+            row.dropped(output.value);
         }
         row.close();
         Some(())
@@ -344,8 +343,7 @@ impl Datagram<'_> {
             known.drops(Series::Discards, drops, &mut state.counters);
         }
         row.interfaces(input, output, direction(source, input, output));
-        row.out.u32s(FlowColumn::DropReason.index()).push(reason);
-        row.out.u8s(FlowColumn::ForwardingStatus.index()).push(forwarding_status(reason));
+        row.dropped(reason);
         row.close();
         Some(())
     }
@@ -374,13 +372,19 @@ impl Datagram<'_> {
             builder.u64s(FlowColumn::Packets.index()).push_n(1, n);
             builder.advance(n);
         }
-        if rows.counters > 0 {
-            self.close_counters(rows.counters, &mut out.interface_counters);
-        }
     }
 }
 
 impl Row<'_> {
+    /// Rule 41: why, by number, name and class.
+    fn dropped(&mut self, reason: u32) {
+        self.out.u32s(FlowColumn::DropReason.index()).push(reason);
+        if let Some(name) = weir_schemas::names::drop_reason_name(reason) {
+            self.out.labels(FlowColumn::DropReasonName.index()).push(name);
+        }
+        self.out.u8s(FlowColumn::ForwardingStatus.index()).push(forwarding_status(reason));
+    }
+
     fn interfaces(&mut self, input: Interface, output: Interface, direction: Option<u8>) {
         use FlowColumn::{Direction, InIf, InIfFlag, OutIf, OutIfFlag};
         for (interface, index, flag, name) in

@@ -3,19 +3,19 @@
 //! A shard keeps what it looked up ([`Lookup`]) and asks again only where the generation of the domain has changed, so
 //! a data set costs no lock. Locks are held for a lookup or a change, never while records are decoded.
 
-use std::sync::Arc;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashMap;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use weir_schemas::Address;
+use weir_schemas::elements::{Dictionary, DictionaryError};
 
 use super::compile::{SharedPlan, compile};
 use super::config::DecodeConfig;
 use super::exporters::Protocol;
-use super::sampling::{Change, Learned, Rates, View};
+use super::sampling::{Applications, Change, Learned, Rates, View, cut_name};
 use super::template::Template;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -36,7 +36,7 @@ struct Entry {
     /// Compiled when the first data set asks for it.
     plan: Arc<OnceLock<SharedPlan>>,
     refreshed_us: i64,
-    /// The longest time between two refreshes so far.
+    /// The longest time between two refreshes so far; 0 where it came only once.
     interval_us: i64,
 }
 
@@ -46,7 +46,11 @@ struct Session {
     port: u16,
     templates: Map<u16, Entry>,
     view: Arc<View>,
-    last_us: i64,
+    created_us: i64,
+    /// When the last data set, template or options record came, to the second.
+    last_us: AtomicI64,
+    /// When the options data last said something.
+    learned_us: i64,
 }
 
 /// An observation domain of an exporter.
@@ -54,6 +58,17 @@ struct Session {
 pub(crate) struct SharedDomain {
     generation: AtomicU64,
     sessions: RwLock<Vec<Session>>,
+    /// The exporter has proved itself: before, it has a small share of the memory.
+    established: AtomicBool,
+    /// What its templates and options data weigh.
+    held: Held,
+}
+
+/// Templates and bytes (estimated) that are held.
+#[derive(Debug, Default)]
+struct Held {
+    templates: AtomicUsize,
+    bytes: AtomicUsize,
 }
 
 /// What a template definition did.
@@ -68,17 +83,130 @@ pub(crate) enum Defined {
     Refused,
 }
 
+/// Templates of a session of an exporter on probation.
+const PROBATION_TEMPLATES: usize = 64;
+/// Entries of its options data.
+const PROBATION_ENTRIES: usize = 1_024;
+/// Exporters on probation have this part of the memory, all together.
+const PROBATION_PART: usize = 8;
+/// A session that was silent for longer makes room for a new one.
+const SESSION_IDLE_US: i64 = 60_000_000;
+/// After so long a session may go on from another port.
+const QUIET_US: i64 = 5_000_000;
+/// So many sessions that agree are one exporter that changes its port all the time.
+const SAME_EXPORTER: usize = 3;
+/// A session is touched once in so long.
+const TOUCH_US: i64 = 1_000_000;
+
+/// Memory of a template, compiled: what one costs, and each of its fields (`bytes_a_template` among the tests measures
+/// it).
+const TEMPLATE_BYTES: usize = 768;
+const FIELD_BYTES: usize = 384;
+
+fn weight(template: &Template) -> usize {
+    TEMPLATE_BYTES + template.fields.len() * FIELD_BYTES
+}
+
 /// What all shards share.
 #[derive(Debug, Default)]
 pub struct SharedState {
     domains: RwLock<Map<DomainKey, Arc<SharedDomain>>>,
-    templates: AtomicUsize,
+    all: Held,
+    /// Of `all`, what exporters on probation have.
+    probation: Held,
     changes: AtomicU64,
+    /// None: the elements that weir comes with.
+    dictionary: RwLock<Option<Arc<Dictionary>>>,
+}
+
+impl Held {
+    fn add(&self, templates: usize, bytes: usize) {
+        self.templates.fetch_add(templates, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn remove(&self, templates: usize, bytes: usize) {
+        self.templates.fetch_sub(templates, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> (usize, usize) {
+        (self.templates.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
 }
 
 impl SharedState {
     pub fn new() -> SharedState {
         SharedState::default()
+    }
+
+    /// For a decoder of that configuration: with the elements of its files.
+    pub fn of(config: &DecodeConfig) -> Result<SharedState, DictionaryError> {
+        let shared = SharedState::new();
+        if !config.elements.is_empty() {
+            shared.set_dictionary(config.dictionary()?);
+        }
+        Ok(shared)
+    }
+
+    /// Takes other elements than those that weir comes with. What was compiled before is compiled anew.
+    pub fn set_dictionary(&self, dictionary: Dictionary) {
+        *self.dictionary.write() = Some(Arc::new(dictionary));
+        for domain in self.domains.read().values() {
+            for entry in domain.sessions.write().iter_mut().flat_map(|session| session.templates.values_mut())
+            {
+                entry.plan = Arc::default();
+            }
+            domain.generation.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    fn dictionary(&self) -> Option<Arc<Dictionary>> {
+        self.dictionary.read().clone()
+    }
+
+    /// Bytes that templates and options data take, estimated; bounded by `decode.state_bytes`.
+    pub fn bytes(&self) -> usize {
+        self.all.now().1
+    }
+
+    fn hold(&self, domain: &SharedDomain, templates: usize, bytes: usize) {
+        self.all.add(templates, bytes);
+        domain.held.add(templates, bytes);
+        if !domain.established.load(Ordering::Relaxed) {
+            self.probation.add(templates, bytes);
+        }
+    }
+
+    fn let_go(&self, domain: &SharedDomain, templates: usize, bytes: usize) {
+        self.all.remove(templates, bytes);
+        domain.held.remove(templates, bytes);
+        if !domain.established.load(Ordering::Relaxed) {
+            self.probation.remove(templates, bytes);
+        }
+    }
+
+    /// True where the exporter may have so much more.
+    fn has_room(&self, domain: &SharedDomain, templates: usize, bytes: usize, config: &DecodeConfig) -> bool {
+        let (held, part) = match domain.established.load(Ordering::Relaxed) {
+            true => (self.all.now(), 1),
+            false => (self.probation.now(), PROBATION_PART),
+        };
+        let fits = |held: (usize, usize), part: usize| {
+            held.0 + templates <= config.max_templates_total / part
+                && held.1 + bytes <= config.state_bytes / part
+        };
+        fits(held, part) && fits(self.all.now(), 1)
+    }
+
+    /// The exporter has proved itself.
+    pub(crate) fn establish(&self, domain: &SharedDomain) {
+        // under the lock that changes of what is held are made under
+        let _sessions = domain.sessions.write();
+        if !domain.established.swap(true, Ordering::Relaxed) {
+            let (templates, bytes) = domain.held.now();
+            self.probation.remove(templates, bytes);
+        }
     }
 
     /// Counts the changes that a snapshot taken before does not have.
@@ -88,7 +216,7 @@ impl SharedState {
 
     /// Templates known, of all exporters.
     pub fn templates(&self) -> usize {
-        self.templates.load(Ordering::Relaxed)
+        self.all.now().0
     }
 
     pub(crate) fn domain(&self, key: DomainKey) -> Arc<SharedDomain> {
@@ -109,8 +237,8 @@ impl SharedState {
         domains.remove(&key);
         drop(domains);
         if let Some(domain) = Arc::get_mut(&mut held) {
-            let count = domain.sessions.get_mut().iter().map(|session| session.templates.len()).sum();
-            self.templates.fetch_sub(count, Ordering::Relaxed);
+            let (templates, bytes) = domain.held.now();
+            self.let_go(domain, templates, bytes);
         }
         self.changed();
     }
@@ -124,39 +252,52 @@ impl SharedState {
         &self,
         domain: &SharedDomain,
         port: u16,
-        template: Template,
+        template: &Template,
         now_us: i64,
         config: &DecodeConfig,
     ) -> Defined {
         let mut sessions = domain.sessions.write();
-        let session = self.session(&mut sessions, port, now_us, config);
-        let room = session.templates.len() < config.max_templates
-            && self.templates.load(Ordering::Relaxed) < config.max_templates_total;
-        let defined = match session.templates.get_mut(&template.id) {
-            Some(entry) if *entry.template == template => {
+        let session = self.session(domain, &mut sessions, port, now_us, config);
+        let id = template.id;
+        let before = match session.templates.get_mut(&id) {
+            Some(entry) if *entry.template == *template => {
                 entry.interval_us = entry.interval_us.max(now_us - entry.refreshed_us);
                 entry.refreshed_us = entry.refreshed_us.max(now_us);
                 return Defined::Refreshed;
             }
-            // rule 10: the last definition owns the id, whether data or options
-            Some(entry) => {
-                *entry = Entry::new(template, now_us);
-                Defined::Replaced
-            }
-            None if room => {
-                session.templates.insert(template.id, Entry::new(template, now_us));
-                self.templates.fetch_add(1, Ordering::Relaxed);
-                Defined::New
-            }
-            None => return Defined::Refused,
+            Some(entry) => Some(weight(&entry.template)),
+            None => None,
         };
+        let more = weight(template).saturating_sub(before.unwrap_or(0));
+        if !self.has_room(domain, usize::from(before.is_none()), more, config) {
+            return Defined::Refused;
+        }
+        let established = domain.established.load(Ordering::Relaxed);
+        let most =
+            if established { config.max_templates } else { PROBATION_TEMPLATES.min(config.max_templates) };
+        if before.is_none() && session.templates.len() >= most {
+            // what was never refreshed is the most likely to be invented: the exporter's own stay
+            let last =
+                session.templates.iter().min_by_key(|(_, entry)| (entry.interval_us > 0, entry.refreshed_us));
+            if let Some(gone) = last.map(|(id, _)| *id).and_then(|id| session.templates.remove(&id)) {
+                self.let_go(domain, 1, weight(&gone.template));
+            }
+        }
+        // rule 10: the last definition owns the id, whether data or options
+        let weight = weight(template);
+        session.templates.insert(id, Entry::new(template.clone(), now_us));
+        if let Some(before) = before {
+            self.let_go(domain, 1, before);
+        }
+        self.hold(domain, 1, weight);
         domain.generation.fetch_add(1, Ordering::Release);
         self.changed();
-        defined
+        if before.is_some() { Defined::Replaced } else { Defined::New }
     }
 
     fn session<'a>(
         &self,
+        domain: &SharedDomain,
         sessions: &'a mut Vec<Session>,
         port: u16,
         now_us: i64,
@@ -166,21 +307,35 @@ impl SharedState {
             Some(at) => at,
             None => {
                 if sessions.len() >= config.max_sessions.max(1) {
-                    let oldest = sessions.iter().enumerate().min_by_key(|(_, session)| session.last_us);
-                    if let Some(oldest) = oldest.map(|(at, _)| at) {
-                        let gone = sessions.swap_remove(oldest);
-                        self.templates.fetch_sub(gone.templates.len(), Ordering::Relaxed);
+                    // the longest silent one; where none is silent, the newest: an attacker's sessions push out each other
+                    let order = |session: &Session| {
+                        let last = session.last_us.load(Ordering::Relaxed);
+                        if now_us - last > SESSION_IDLE_US { (0, last) } else { (1, -session.created_us) }
+                    };
+                    let least = sessions.iter().enumerate().min_by_key(|(_, session)| order(session));
+                    if let Some(least) = least.map(|(at, _)| at) {
+                        let gone = sessions.swap_remove(least);
+                        self.let_go(domain, gone.templates.len(), gone.bytes());
                     }
                 }
-                // the port changed: what the options data said holds until it says otherwise
-                let view = sessions.iter().max_by_key(|session| session.last_us).map(|s| Arc::clone(&s.view));
-                let view = view.filter(|_| sessions.len() == 1).unwrap_or_default();
-                sessions.push(Session { port, templates: Map::default(), view, last_us: now_us });
+                // where the port changed, what the options data said holds until it says otherwise
+                let view = if quiet(sessions.iter(), now_us) { common_view(sessions) } else { None };
+                let view =
+                    view.filter(|view| self.has_room(domain, 0, view.bytes(), config)).unwrap_or_default();
+                self.hold(domain, 0, view.bytes());
+                sessions.push(Session {
+                    port,
+                    templates: Map::default(),
+                    view,
+                    created_us: now_us,
+                    last_us: AtomicI64::new(now_us),
+                    learned_us: 0,
+                });
                 sessions.len() - 1
             }
         };
         let session = &mut sessions[at];
-        session.last_us = session.last_us.max(now_us);
+        session.last_us.fetch_max(now_us, Ordering::Relaxed);
         session
     }
 
@@ -199,16 +354,24 @@ impl SharedState {
             return all;
         }
         let mut sessions = domain.sessions.write();
-        let session = self.session(&mut sessions, port, now_us, config);
+        let session = self.session(domain, &mut sessions, port, now_us, config);
+        session.learned_us = session.learned_us.max(now_us);
+        let established = domain.established.load(Ordering::Relaxed);
+        let most = if established { usize::MAX } else { PROBATION_ENTRIES };
+        let before = session.view.bytes();
         // most say nothing new: copy once, where one does
         let mut view = None;
         for one in learned {
             let view = view.get_or_insert_with(|| View::clone(&session.view));
-            let change = view.learn(one, wide, config.max_options_entries);
+            let more = view.bytes().saturating_sub(before) + one.bytes();
+            let most = if self.has_room(domain, 0, more, config) { most } else { 0 };
+            let change = view.learn(one, wide, most.min(config.max_options_entries));
             all.any |= change.any;
             all.sampling |= change.sampling;
         }
         if let Some(view) = view.filter(|_| all.any) {
+            self.hold(domain, 0, view.bytes());
+            self.let_go(domain, 0, before);
             session.view = Arc::new(view);
             domain.generation.fetch_add(1, Ordering::Release);
             self.changed();
@@ -216,16 +379,18 @@ impl SharedState {
         all
     }
 
-    /// Forgets what a session said: the exporter restarted (rule 12).
-    pub(crate) fn forget(&self, domain: &SharedDomain, port: u16) {
+    /// Forgets what a session said before: the exporter restarted then (rule 12).
+    pub(crate) fn forget(&self, domain: &SharedDomain, port: u16, restarted_us: i64) {
         let mut sessions = domain.sessions.write();
-        if let Some(session) = sessions.iter_mut().find(|session| session.port == port) {
-            self.templates.fetch_sub(session.templates.len(), Ordering::Relaxed);
-            session.templates.clear();
+        let Some(session) = sessions.iter_mut().find(|session| session.port == port) else { return };
+        let before = (session.templates.len(), session.bytes());
+        session.templates.retain(|_, entry| entry.refreshed_us >= restarted_us);
+        if session.learned_us < restarted_us {
             session.view = Arc::default();
-            domain.generation.fetch_add(1, Ordering::Release);
-            self.changed();
         }
+        self.let_go(domain, before.0 - session.templates.len(), before.1 - session.bytes());
+        domain.generation.fetch_add(1, Ordering::Release);
+        self.changed();
     }
 
     /// Rule 11: removes the templates that were not refreshed for their lifetime. Answers how many.
@@ -236,15 +401,21 @@ impl SharedState {
         if domain.sessions.read().iter().all(|session| session.templates.values().all(lives)) {
             return 0;
         }
-        let mut gone = 0;
         let mut sessions = domain.sessions.write();
+        let held = |sessions: &[Session]| {
+            let count: usize = sessions.iter().map(|session| session.templates.len()).sum();
+            (count, sessions.iter().map(Session::bytes).sum::<usize>())
+        };
+        let before = held(&sessions);
         for session in sessions.iter_mut() {
-            let before = session.templates.len();
             session.templates.retain(|_, entry| lives(entry));
-            gone += before - session.templates.len();
         }
-        sessions.retain(|session| !session.templates.is_empty() || now_us - session.last_us <= lifetime);
-        self.templates.fetch_sub(gone, Ordering::Relaxed);
+        sessions.retain(|session| {
+            !session.templates.is_empty() || now_us - session.last_us.load(Ordering::Relaxed) <= lifetime
+        });
+        let after = held(&sessions);
+        let gone = before.0 - after.0;
+        self.let_go(domain, gone, before.1 - after.1);
         domain.generation.fetch_add(1, Ordering::Release);
         self.changed();
         gone
@@ -257,7 +428,14 @@ impl SharedState {
         drop(all);
         let empty = |domain: &Arc<SharedDomain>| Arc::strong_count(domain) == 1 && !domain.has_templates();
         if self.domains.read().values().any(empty) {
-            self.domains.write().retain(|_, domain| !empty(domain));
+            self.domains.write().retain(|_, domain| {
+                let goes = empty(domain);
+                if goes {
+                    let (templates, bytes) = domain.held.now();
+                    self.let_go(domain, templates, bytes);
+                }
+                !goes
+            });
         }
         gone
     }
@@ -284,32 +462,75 @@ impl Entry {
     }
 }
 
+impl Session {
+    fn bytes(&self) -> usize {
+        self.view.bytes() + self.templates.values().map(|entry| weight(&entry.template)).sum::<usize>()
+    }
+}
+
+/// True where none of these sessions was heard of late: another one may be the same exporter with another port.
+fn quiet<'a>(mut sessions: impl Iterator<Item = &'a Session>, now_us: i64) -> bool {
+    sessions.all(|session| now_us - session.last_us.load(Ordering::Relaxed) >= QUIET_US)
+}
+
+/// What the options data of all sessions said, where those that said something said the same.
+fn common_view(sessions: &[Session]) -> Option<Arc<View>> {
+    let mut views = sessions.iter().map(|session| &session.view).filter(|view| ***view != View::default());
+    let first = views.next()?;
+    views.all(|view| Arc::ptr_eq(view, first) || view == first).then(|| Arc::clone(first))
+}
+
 impl SharedDomain {
-    pub(crate) fn has_templates(&self) -> bool {
+    /// True where its exporter has proved itself, here or before a restart.
+    pub(crate) fn is_established(&self) -> bool {
+        self.established.load(Ordering::Relaxed)
+    }
+
+    fn has_templates(&self) -> bool {
         self.sessions.read().iter().any(|session| !session.templates.is_empty())
     }
 
-    /// Rule 9: the template of the session; where the port is new, that of the other sessions if they agree.
-    fn find(&self, port: u16, id: u16) -> Option<SharedPlan> {
+    /// Rule 9: the template of the session. Where the port has sent none at all, that of the other sessions if they
+    /// agree, and if it is an exporter that changed its port: the others are silent, or many. Else it may be another
+    /// exporter behind the same address.
+    pub(crate) fn find(
+        &self,
+        port: u16,
+        id: u16,
+        now_us: i64,
+        dictionary: &Dictionary,
+    ) -> Option<SharedPlan> {
         let sessions = self.sessions.read();
         let entry = |session: &Session| {
             session.templates.get(&id).map(|e| (Arc::clone(&e.template), Arc::clone(&e.plan)))
         };
-        let own = sessions.iter().find(|session| session.port == port).and_then(entry);
-        let (template, plan) = own.or_else(|| {
-            let mut all = sessions.iter().filter_map(entry);
-            let first = all.next()?;
-            all.all(|(template, _)| template == first.0).then_some(first)
-        })?;
+        let own = sessions.iter().find(|session| session.port == port && !session.templates.is_empty());
+        let (template, plan) = match own {
+            Some(own) => entry(own)?,
+            None => {
+                let known = || sessions.iter().filter(|session| session.templates.contains_key(&id));
+                let one_exporter = known().count() >= SAME_EXPORTER || quiet(known(), now_us);
+                let mut all = known().filter_map(entry).filter(|_| one_exporter);
+                let first = all.next()?;
+                all.all(|(template, _)| template == first.0).then_some(first)?
+            }
+        };
         drop(sessions);
-        Some(Arc::clone(plan.get_or_init(|| Arc::new(compile(&template)))))
+        Some(Arc::clone(plan.get_or_init(|| Arc::new(compile(&template, dictionary)))))
     }
 
     fn view(&self, port: u16) -> Arc<View> {
         let sessions = self.sessions.read();
         let own = sessions.iter().find(|session| session.port == port);
-        let own = own.or(if let [one] = &sessions[..] { Some(one) } else { None });
-        own.map(|session| Arc::clone(&session.view)).unwrap_or_default()
+        let own = own.map(|session| Arc::clone(&session.view));
+        own.or_else(|| common_view(&sessions)).unwrap_or_default()
+    }
+
+    fn touch(&self, port: u16, now_us: i64) {
+        let sessions = self.sessions.read();
+        if let Some(session) = sessions.iter().find(|session| session.port == port) {
+            session.last_us.fetch_max(now_us, Ordering::Relaxed);
+        }
     }
 }
 
@@ -322,6 +543,9 @@ pub(crate) struct Lookup {
     port: u16,
     plans: Vec<(u16, SharedPlan)>,
     view: Arc<View>,
+    dictionary: Option<Arc<Dictionary>>,
+    touched_us: i64,
+    established: bool,
 }
 
 impl Lookup {
@@ -333,6 +557,21 @@ impl Lookup {
             port: 0,
             plans: Vec::new(),
             view: Arc::default(),
+            dictionary: shared.dictionary(),
+            touched_us: i64::MIN,
+            established: false,
+        }
+    }
+
+    /// A datagram of the session came.
+    pub(crate) fn heard(&mut self, port: u16, now_us: i64, established: bool, shared: &SharedState) {
+        if established && !self.established {
+            self.established = true;
+            shared.establish(&self.domain);
+        }
+        if now_us.saturating_sub(self.touched_us) >= TOUCH_US || port != self.port {
+            self.touched_us = now_us;
+            self.domain.touch(port, now_us);
         }
     }
 
@@ -346,6 +585,7 @@ impl Lookup {
             self.plans.clear();
             (self.generation, self.port) = (generation, port);
             self.view = self.domain.view(port);
+            self.dictionary = shared.dictionary();
         }
         if across
             && self.view.samplers.is_empty()
@@ -359,14 +599,25 @@ impl Lookup {
     }
 
     /// The plan for a data set.
-    pub(crate) fn plan(&mut self, port: u16, id: u16, shared: &SharedState) -> Option<SharedPlan> {
+    pub(crate) fn plan(
+        &mut self,
+        port: u16,
+        id: u16,
+        now_us: i64,
+        shared: &SharedState,
+    ) -> Option<SharedPlan> {
         self.settle(port, shared, false);
         if let Some((_, plan)) = self.plans.iter().find(|(known, _)| *known == id) {
             return Some(Arc::clone(plan));
         }
-        let plan = self.domain.find(port, id)?;
+        let plan = self.domain.find(port, id, now_us, self.dictionary())?;
         self.plans.push((id, Arc::clone(&plan)));
         Some(plan)
+    }
+
+    /// The elements by which the templates are compiled.
+    pub(crate) fn dictionary(&self) -> &Dictionary {
+        self.dictionary.as_deref().unwrap_or_else(|| Dictionary::builtin())
     }
 
     pub(crate) fn view(&mut self, port: u16, shared: &SharedState, across: bool) -> Arc<View> {
@@ -387,6 +638,8 @@ struct SavedDomain {
     sender: String,
     protocol: String,
     domain: u32,
+    #[serde(default)]
+    established: bool,
     sessions: Vec<SavedSession>,
 }
 
@@ -430,6 +683,7 @@ impl SharedState {
             sender: key.sender.to_string(),
             protocol: key.protocol.label().into(),
             domain: key.domain,
+            established: domain.is_established(),
             sessions: domain.sessions.read().iter().map(SavedSession::of).collect(),
         });
         let snapshot = Snapshot { version: SNAPSHOT_VERSION, domains: saved.collect() };
@@ -451,6 +705,9 @@ impl SharedState {
                 continue;
             };
             let domain = self.domain(DomainKey { sender, protocol, domain: saved.domain });
+            if saved.established {
+                self.establish(&domain);
+            }
             for session in saved.sessions {
                 self.restore_session(&domain, session, config);
             }
@@ -468,18 +725,20 @@ impl SharedState {
         for entry in saved.templates {
             let possible =
                 entry.template.min_record() > 0 && entry.template.fields.len() <= config.max_fields;
-            let room =
-                templates.len() < config.max_templates && self.templates() < config.max_templates_total;
+            let weight = weight(&entry.template);
+            let room = templates.len() < config.max_templates && self.has_room(domain, 1, weight, config);
             if !possible || !room {
                 continue;
             }
             let restored =
                 Entry { interval_us: entry.interval_us, ..Entry::new(entry.template, entry.refreshed_us) };
             if templates.insert(restored.template.id, restored).is_none() {
-                self.templates.fetch_add(1, Ordering::Relaxed);
+                self.hold(domain, 1, weight);
             }
         }
         let names = saved.applications.into_iter().take(config.max_options_entries);
+        let applications: Applications =
+            names.map(|(id, name)| (Arc::from(id), Arc::from(cut_name(&name)))).collect();
         let view = View {
             samplers: saved.samplers,
             interfaces: saved.interfaces,
@@ -487,9 +746,21 @@ impl SharedState {
             system: saved.system,
             boot_us: saved.boot_us,
             agent: saved.agent,
-            applications: Arc::new(names.map(|(id, name)| (id.into(), name.into())).collect()),
+            text_bytes: applications.iter().map(|(id, name)| id.len() + name.len()).sum(),
+            applications: Arc::new(applications),
         };
-        sessions.push(Session { port: saved.port, templates, view: Arc::new(view), last_us: saved.last_us });
+        let fits = self.has_room(domain, 0, view.bytes(), config);
+        let view = if fits { Arc::new(view) } else { Arc::default() };
+        self.hold(domain, 0, view.bytes());
+        let last_us = AtomicI64::new(saved.last_us);
+        sessions.push(Session {
+            port: saved.port,
+            templates,
+            view,
+            created_us: saved.last_us,
+            last_us,
+            learned_us: saved.last_us,
+        });
         domain.generation.fetch_add(1, Ordering::Release);
     }
 }
@@ -504,7 +775,7 @@ impl SavedSession {
         };
         SavedSession {
             port: session.port,
-            last_us: session.last_us,
+            last_us: session.last_us.load(Ordering::Relaxed),
             templates: session.templates.values().map(template).collect(),
             samplers: view.samplers.clone(),
             interfaces: view.interfaces.clone(),

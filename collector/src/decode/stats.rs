@@ -1,5 +1,6 @@
 //! What the decoders count and see, as rows of `exporter_stats` and `exporter_events`.
 
+use weir_schemas::Address;
 use weir_schemas::tables::{EventColumn, StatsColumn};
 
 use super::exporters::{Counters, ExporterKey, ExporterState};
@@ -16,6 +17,8 @@ pub(crate) enum Event {
     TemplateCollision,
     WithdrawalIgnored,
     SamplingChanged,
+    /// A template has elements that no dictionary knows.
+    UnknownElements,
 }
 
 impl Event {
@@ -26,6 +29,7 @@ impl Event {
             Event::TemplateCollision => "template_collision",
             Event::WithdrawalIgnored => "withdrawal_ignored",
             Event::SamplingChanged => "sampling_changed",
+            Event::UnknownElements => "unknown_elements",
         }
     }
 }
@@ -33,6 +37,7 @@ impl Event {
 #[derive(Debug)]
 struct Seen {
     at_us: i64,
+    exporter: Address,
     key: ExporterKey,
     event: Event,
     template: Option<u16>,
@@ -65,7 +70,7 @@ impl Events {
     ) {
         let full = self.seen.len() >= MAX_EVENTS;
         let detail = if full { String::new() } else { detail() };
-        let seen = Seen { at_us, key: state.key, event, template, detail };
+        let seen = Seen { at_us, exporter: state.exporter_addr(), key: state.key, event, template, detail };
         if full {
             let count = self.more.as_ref().map_or(0, |(count, _)| *count);
             self.more = Some((count + 1, seen));
@@ -82,7 +87,7 @@ impl Events {
         }
         for seen in self.seen.drain(..) {
             out.times(EventColumn::ReceivedAt.index()).push(seen.at_us);
-            out.ips(EventColumn::ExporterAddr.index()).push(seen.key.exporter.0);
+            out.ips(EventColumn::ExporterAddr.index()).push(seen.exporter.0);
             out.u32s(EventColumn::ObservationDomain.index()).push(seen.key.domain);
             out.labels(EventColumn::ProtoVer.index()).push(seen.key.protocol.label());
             out.labels(EventColumn::Event.index()).push(seen.event.label());
@@ -100,16 +105,19 @@ impl Events {
 type Count = (StatsColumn, fn(&mut Counters) -> &mut u64);
 
 /// The counters that are columns.
-const COUNTS: [Count; 19] = [
+const COUNTS: [Count; 22] = [
     (StatsColumn::Datagrams, |c| &mut c.datagrams),
     (StatsColumn::DatagramBytes, |c| &mut c.datagram_bytes),
     (StatsColumn::Flows, |c| &mut c.flows),
     (StatsColumn::OptionsRecords, |c| &mut c.options_records),
     (StatsColumn::CounterSamples, |c| &mut c.counter_samples),
     (StatsColumn::Templates, |c| &mut c.templates),
+    (StatsColumn::TemplateCollisions, |c| &mut c.template_collisions),
+    (StatsColumn::WithdrawalsIgnored, |c| &mut c.withdrawals_ignored),
     (StatsColumn::TemplateMisses, |c| &mut c.template_misses),
     (StatsColumn::SetsReplayed, |c| &mut c.sets_replayed),
     (StatsColumn::SetsExpired, |c| &mut c.sets_expired),
+    (StatsColumn::BadTexts, |c| &mut c.bad_texts),
     (StatsColumn::Rejected, |c| &mut c.rejected),
     (StatsColumn::SequenceExpected, |c| &mut c.sequence_expected),
     (StatsColumn::SequenceLost, |c| &mut c.sequence_lost),
@@ -122,20 +130,31 @@ const COUNTS: [Count; 19] = [
     (StatsColumn::RecordsSkipped, |c| &mut c.records_skipped),
 ];
 
+/// Of the counters that may go down, what they went down by.
+const RECOVERED: [Count; 2] = [
+    (StatsColumn::SequenceRecovered, |c| &mut c.sequence_lost),
+    (StatsColumn::SamplesRecovered, |c| &mut c.samples_lost),
+];
+
 /// Writes what was counted since the last row of this exporter; nothing where nothing was.
 pub(crate) fn write(state: &mut ExporterState, now_us: i64, out: &mut Builder) {
     if state.counters == state.reported {
         return;
     }
     out.times(StatsColumn::ReceivedAt.index()).push(now_us);
-    out.ips(StatsColumn::ExporterAddr.index()).push(state.key.exporter.0);
+    out.ips(StatsColumn::ExporterAddr.index()).push(state.exporter_addr().0);
     out.ips(StatsColumn::SenderAddr.index()).push(state.key.sender.0);
     out.u32s(StatsColumn::ObservationDomain.index()).push(state.key.domain);
     out.labels(StatsColumn::ProtoVer.index()).push(state.key.protocol.label());
     let mut counters = state.counters;
+    // what was reported as lost and came late is told apart: the sums of both are exact
+    for (column, count) in RECOVERED {
+        let (now, reported) = (*count(&mut counters), count(&mut state.reported));
+        out.u64s(column.index()).push(reported.saturating_sub(now));
+        *reported = now.min(*reported);
+    }
     for (column, count) in COUNTS {
         let (now, reported) = (*count(&mut counters), count(&mut state.reported));
-        // what was reported as lost and came late is taken from what is lost next
         out.u64s(column.index()).push(now.saturating_sub(*reported));
         *reported = now.max(*reported);
     }

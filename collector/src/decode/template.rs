@@ -33,12 +33,17 @@ pub(crate) struct Field {
 }
 
 impl Field {
-    fn element(self, dictionary: &Dictionary) -> Option<&Element> {
+    pub(crate) fn element(self, dictionary: &Dictionary) -> Option<&Element> {
         match self.space {
             Space::Ipfix => dictionary.lookup(self.enterprise, self.id),
             Space::V9 => dictionary.lookup_v9(self.id),
             Space::V9Scope => None,
         }
+    }
+
+    /// True where it has no name: the scope types of v9 have, and so has padding.
+    pub(crate) fn is_unknown(self, dictionary: &Dictionary) -> bool {
+        self.space != Space::V9Scope && self.element(dictionary).is_none()
     }
 
     /// Enterprise and id of the element: those of the dictionary where it knows better (a v9 field type may stand for

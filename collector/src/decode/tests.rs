@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::testing::{Case, corpus, differences, rows};
 use super::*;
 
+mod accounting;
 mod counting;
 mod elements;
 mod hostile;

@@ -57,9 +57,11 @@ const SECOND_US: i64 = 1_000_000;
 
 impl Explainer {
     pub fn new(config: DecodeConfig) -> Explainer {
+        // files of elements that cannot be read: whoever made the configuration has been told
+        let shared = Arc::new(SharedState::of(&config).unwrap_or_default());
         let config = Arc::new(config);
         Explainer {
-            decoder: Decoder::new(Arc::clone(&config), Arc::new(SharedState::new())),
+            decoder: Decoder::new(Arc::clone(&config), shared),
             config,
             batches: Batches::new(),
             memory: Memory::default(),

@@ -4,13 +4,14 @@
 mod structures;
 
 use weir_schemas::names;
+use weir_schemas::tables::HostColumn;
 
 use self::structures::{Field, Shape};
 use super::listing::Listing;
 use super::{frame, values};
 use crate::decode::Outcome;
 use crate::decode::frame::Link;
-use crate::decode::sflow::{counters, formats, records};
+use crate::decode::sflow::{counters, formats, hosts, records};
 use crate::decode::wire::u32_at;
 
 /// Values of a list that are shown.
@@ -38,7 +39,6 @@ pub(super) fn list(listing: &mut Listing<'_>, outcome: Outcome) {
 #[derive(Default)]
 struct Counts {
     flows: usize,
-    counters: usize,
     discards: usize,
 }
 
@@ -159,8 +159,8 @@ fn sample(listing: &mut Listing<'_>, number: u32, rows: Option<&mut Counts>) -> 
     let (name, table) = match format {
         1 => ("flow sample", "flows"),
         3 => ("expanded flow sample", "flows"),
-        2 => ("counter sample", "interface_counters"),
-        4 => ("expanded counter sample", "interface_counters"),
+        2 => ("counter sample", COUNTERS),
+        4 => ("expanded counter sample", COUNTERS),
         5 => ("discarded packet", "discards"),
         _ => ("sample of an unknown format", ""),
     };
@@ -168,15 +168,16 @@ fn sample(listing: &mut Listing<'_>, number: u32, rows: Option<&mut Counts>) -> 
     let row = rows.and_then(|rows| {
         let count = match table {
             "flows" => &mut rows.flows,
-            "interface_counters" => &mut rows.counters,
             "discards" => &mut rows.discards,
             _ => return None,
         };
         *count += 1;
         Some(*count)
     });
-    if let (Some(line), Some(row)) = (listing.title(heading), row) {
-        line.to(format!("row {row} of {table}"));
+    match (listing.title(heading), row) {
+        (Some(line), Some(row)) => drop(line.to(format!("row {row} of {table}"))),
+        (Some(line), None) if table == COUNTERS => drop(line.to(COUNTERS.to_owned())),
+        _ => {}
     }
     listing.field(4, "sample format").value(format_name(format));
     listing.number(4, "sample length");
@@ -392,7 +393,51 @@ fn flow_record(listing: &mut Listing<'_>, format: u32, end: usize) -> &'static s
     }
 }
 
+/// Where the rows of a counter sample go: one for its interface, one for its host, one a queue.
+const COUNTERS: &str = "rows of interface_counters, host_counters or queue_counters";
+
+/// A structure whose fields have columns of `host_counters`.
+fn host(listing: &mut Listing<'_>, fields: &'static [(HostColumn, hosts::Wire)], end: usize) -> &'static str {
+    for (column, wire) in fields {
+        if listing.left(end) == 0 {
+            listing.note(column.column().name).rule("an older version of the structure: it ends here");
+            break;
+        }
+        let shape = match wire {
+            hosts::Wire::U32 | hosts::Wire::Percent => Shape::U32,
+            hosts::Wire::U64 => Shape::U64,
+            hosts::Wire::F32 => Shape::F32,
+            hosts::Wire::Text => Shape::Text,
+            hosts::Wire::Uuid => Shape::Uuid,
+        };
+        let name = column.column().name;
+        if !one(listing, name, shape, name, end) {
+            listing.broken(end, name, "truncated_record: the record ends before its fields do");
+            break;
+        }
+    }
+    "host counters"
+}
+
+/// A queue: a row of `queue_counters`.
+fn queue(listing: &mut Listing<'_>, end: usize) -> &'static str {
+    for column in hosts::QUEUE_COLUMNS {
+        let name = column.column().name;
+        if !one(listing, name, Shape::U32, name, end) {
+            listing.broken(end, name, "truncated_record: the record ends before its fields do");
+            break;
+        }
+    }
+    "queue counters"
+}
+
 fn counter_record(listing: &mut Listing<'_>, format: u32, end: usize) -> &'static str {
+    if format == formats::QUEUE {
+        return queue(listing, end);
+    }
+    if let Some(fields) = hosts::columns(format) {
+        return host(listing, fields, end);
+    }
     match formats::counter(format) {
         _ if format == 1 => {
             structure(listing, structures::IF_COUNTERS, end);
@@ -477,9 +522,7 @@ fn by_table(listing: &mut Listing<'_>, fields: &'static [formats::Field], end: u
             Type::U32 => Shape::U32,
             Type::U64 => Shape::U64,
             Type::I32 => Shape::I32,
-            Type::F32 => Shape::F32,
             Type::Text => Shape::Text,
-            Type::Uuid => Shape::Uuid,
             Type::Mac => Shape::Mac,
             Type::Ipv4 => Shape::Ipv4,
             Type::Ipv6 => Shape::Ipv6,

@@ -3,7 +3,7 @@
 use weir_schemas::elements::{DataType, Dictionary, IANA};
 use weir_schemas::names;
 
-use crate::decode::format::{instant, write_value};
+use crate::decode::format::{Around, instant, write_value};
 use crate::decode::template::{Field, Space};
 use crate::decode::wire::unsigned;
 
@@ -11,7 +11,8 @@ use crate::decode::wire::unsigned;
 pub(super) fn element(field: Field, octets: &[u8], near_us: i64) -> String {
     let dictionary = Dictionary::builtin();
     let mut text = Vec::new();
-    write_value(&mut text, field.data_type(dictionary), octets, near_us);
+    let around = Around { near_us, dictionary, templates: None };
+    write_value(&mut text, field.data_type(dictionary), octets, &around);
     let mut text = String::from_utf8_lossy(&text).into_owned();
     let (enterprise, id) = field.identity(dictionary);
     let reverse = enterprise == weir_schemas::elements::REVERSE;

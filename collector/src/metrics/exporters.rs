@@ -110,7 +110,8 @@ macro_rules! counters {
 }
 
 counters! {
-    datagrams datagram_bytes flows options_records counter_samples templates template_misses sets_replayed
+    datagrams datagram_bytes flows options_records counter_samples templates template_collisions
+    withdrawals_ignored bad_texts template_misses sets_replayed
     sets_expired rejected sequence_expected sequence_lost sequence_reordered sequence_resets sequence_uncertain
     agent_drops samples_expected samples_lost records_skipped
 }

@@ -342,6 +342,12 @@ const EXPORTER_COUNTERS: &[ExporterCounter] = &[
     ("weir_exporter_options_records", "Options records decoded.", |c| c.options_records),
     ("weir_exporter_counters_received", "sFlow counter samples decoded.", |c| c.counter_samples),
     ("weir_exporter_templates", "Templates received, refreshes too.", |c| c.templates),
+    ("weir_exporter_template_collisions", "Templates that replaced another one of the same id.", |c| {
+        c.template_collisions
+    }),
+    ("weir_exporter_withdrawals_ignored", "Template withdrawals over UDP, not followed.", |c| {
+        c.withdrawals_ignored
+    }),
     ("weir_exporter_template_misses", "Data sets that came before their template.", |c| c.template_misses),
     ("weir_exporter_sets_replayed", "Of those, decoded when the template came.", |c| c.sets_replayed),
     ("weir_exporter_sets_expired", "Of those, given up.", |c| c.sets_expired),

@@ -125,7 +125,7 @@ fn the_buffer_is_what_was_asked_for_or_what_is_said() {
 
 /// Rule 23: what the kernel dropped is a count of its own, beside what the sequence numbers tell and the queues.
 #[test]
-fn drops_are_sent_less_received_exactly_also_when_the_sender_falls_silent() {
+fn rule_23_drops_are_sent_less_received_exactly_also_when_the_sender_falls_silent() {
     for size in [100, 1_400] {
         let socket = one("127.0.0.1:0", 64 << 10);
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -117,12 +117,13 @@ impl SecondOpinion {
     /// The clock check is off, whatever the configuration says: times are compared as they were exported.
     pub fn new(config: &DecodeConfig) -> Result<SecondOpinion, SetupError> {
         let config = DecodeConfig { clock_check: false, ..config.clone() };
+        let shared = SharedState::of(&config).map_err(|error| SetupError(error.to_string()))?;
         let builder = NetflowParser::builder()
             .with_max_records_per_flowset(MAX_RECORDS)
             .with_max_field_count(10_000)
             .with_pending_flows(PendingFlowsConfig::default());
         Ok(SecondOpinion {
-            decoder: Decoder::new(Arc::new(config), Arc::new(SharedState::new())),
+            decoder: Decoder::new(Arc::new(config), Arc::new(shared)),
             batches: Batches::new(),
             theirs: AutoScopedParser::try_with_builder(builder)?,
             memory: Memory::default(),

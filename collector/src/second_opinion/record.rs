@@ -3,14 +3,14 @@
 //! Which column an element belongs to is weir's own table (the plan); the values are netflow_parser's, brought into the
 //! column's form here, apart from the decoder's code. What the plan gives to no column is compared as octets.
 
-use weir_schemas::elements::DataType;
+use weir_schemas::elements::{DataType, Dictionary};
 use weir_schemas::tables::FlowColumn;
 use weir_schemas::{Address, Kind, Mac};
 
 use super::theirs::{Field, Plain};
 use crate::cells::Cells;
 use crate::decode::compile::{Clock, Plan, Rate, RowPlan, Span};
-use crate::decode::format::{decimal, instant, trimmed, write_value};
+use crate::decode::format::{Around, decimal, instant, trimmed, write_value};
 use crate::decode::mapping::Conversion;
 use crate::decode::wire::ntp_us;
 
@@ -293,7 +293,8 @@ impl Compared<'_> {
         let (Some(field), Some(extra)) = (self.theirs.get(at), self.plan.named.get(at)) else { return };
         let near_us = self.header.received_us;
         let mut text = Vec::new();
-        write_value(&mut text, extra.data_type, &field.octets, near_us);
+        let around = Around { near_us, dictionary: Dictionary::builtin(), templates: None };
+        write_value(&mut text, extra.data_type, &field.octets, &around);
         let by_octets = String::from_utf8_lossy(&text).into_owned();
         let column = format!("{column}.{}", extra.name);
         let (span, data_type) = (extra.span, extra.data_type);

@@ -167,8 +167,8 @@ fn a_users_file_adds_and_replaces() {
     let mut dictionary = Dictionary::builtin().clone();
     let text = "# ours\r\n\r\n12356\t1\tfortiPolicy\tunsigned32\r\n\
         12356\t2\tfortiBytes\tunsigned64\tdeltaCounter\toctets\n\
-        9\t12235\tappHost\tstring\t-\t-\n\
-        netflow9\t60000\tmyField\tipv4Address\n\
+        9\t12235\tappHost\tstring\t-\t-\thttp_host\n\
+        netflow9\t60000\tmyField\tipv4Address\t\t\tnat_src_addr\n\
         0\t600\tmyDraftElement\tunsigned16\n";
     dictionary.extend_from_str(text, "mine.tsv").unwrap();
     assert_eq!(&*dictionary.lookup(12356, 1).unwrap().name, "fortiPolicy");
@@ -179,6 +179,13 @@ fn a_users_file_adds_and_replaces() {
     assert_eq!(dictionary.lookup(IANA, 60000), None);
     assert_eq!(&*dictionary.lookup(REVERSE, 600).unwrap().name, "reverseMyDraftElement");
     assert_eq!(dictionary.lookup_v9(600), dictionary.lookup(IANA, 600));
+    let column = |element: Option<&Element>| element.and_then(|element| element.column);
+    assert_eq!(column(dictionary.lookup(9, 12235)), Some(FlowColumn::HttpHost));
+    assert_eq!(column(dictionary.lookup_v9(60000)), Some(FlowColumn::NatSrcAddr));
+    assert_eq!(column(dictionary.lookup(12356, 1)), None);
+    assert!(
+        dictionary.lookup(12356, 1).unwrap().from_user && !dictionary.lookup(9, 12236).unwrap().from_user
+    );
 }
 
 #[test]
@@ -186,7 +193,27 @@ fn a_wrong_line_is_named_with_file_line_and_column() {
     for (line, position, problem) in [
         ("9 1 x string", 1, "no tab in this line: the columns are separated by tabs"),
         ("9\t1\tx", 5, "3 columns: at least id, name and type are needed"),
-        ("9\t1\tx\tstring\t-\t-\tmore", 18, "a column too many: \"more\""),
+        ("9\t1\tx\tstring\t-\t-\t-\tmore", 20, "a column too many: \"more\""),
+        (
+            "9\t1\tx\tstring\t-\t-\thttphost",
+            18,
+            "there is no column \"httphost\"; the nearest is \"http_host\"",
+        ),
+        (
+            "9\t1\tx\tunsigned32\t-\t-\thttp_host",
+            22,
+            "an element of type unsigned32 cannot fill the column \"http_host\"",
+        ),
+        (
+            "9\t1\tx\tipv4Address\t-\t-\texporter_addr",
+            23,
+            "the column \"exporter_addr\" is filled by weir itself",
+        ),
+        (
+            "9\t1\tx\tunsigned32\t-\toctets\trtt_us",
+            27,
+            "the column \"rtt_us\" holds microseconds: \"octets\" cannot be converted",
+        ),
         ("cisco\t1\tx\tstring", 1, "\"cisco\" is not an enterprise number (nor \"netflow9\")"),
         ("29305\t1\tx\tstring", 1, "29305 is the reverse of IANA's element (RFC 5103): define that"),
         ("9\t65536\tx\tstring", 3, "\"65536\" is not an id from 0 to 65535"),
@@ -253,11 +280,11 @@ fn the_nearest_type_is_what_people_mean() {
 fn a_file_is_read_and_a_missing_one_is_named() {
     let path = std::env::temp_dir().join(format!("weir-dictionary-{}.tsv", std::process::id()));
     std::fs::write(&path, "12356\t1\tfortiPolicy\tunsigned32\n").unwrap();
-    let dictionary = Dictionary::with_file(&path).unwrap();
+    let dictionary = Dictionary::with_files(std::slice::from_ref(&path)).unwrap();
     std::fs::remove_file(&path).unwrap();
     assert!(dictionary.lookup(12356, 1).is_some() && dictionary.lookup(IANA, 1).is_some());
 
-    let error = Dictionary::with_file(&path).unwrap_err();
+    let error = Dictionary::with_files(std::slice::from_ref(&path)).unwrap_err();
     assert!(
         error.to_string().starts_with(&format!("cannot read the dictionary {}: ", path.display())),
         "{error}"

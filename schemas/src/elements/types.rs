@@ -208,11 +208,13 @@ pub(crate) fn nearest_type(wrong: &str) -> &'static str {
         "mac" => return DataType::MacAddress.name(),
         _ => {}
     }
-    let distance = |data_type: &DataType| edit_distance(&lower, &data_type.name().to_ascii_lowercase());
-    DataType::ALL
-        .iter()
-        .min_by_key(|data_type| distance(data_type))
-        .map_or("octetArray", |nearest| nearest.name())
+    nearest(&lower, DataType::ALL.iter().map(|data_type| data_type.name())).unwrap_or("octetArray")
+}
+
+/// The name that takes the fewest changed letters, whatever their case.
+pub(crate) fn nearest(wrong: &str, names: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let wrong = wrong.to_ascii_lowercase();
+    names.min_by_key(|name| edit_distance(&wrong, &name.to_ascii_lowercase()))
 }
 
 /// Letters to insert, delete or change (Levenshtein). The names compared are short; a long wrong one is cut.

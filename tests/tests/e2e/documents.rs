@@ -97,7 +97,14 @@ const DERIVED: &[(&str, &str)] = &[
     ("class", "name of the DSCP class"),
     ("avg_packet_bytes", "mean packet size"),
     ("first_seen", "first statistics of the exporter"),
-    ("last_seen", "last statistics of the exporter"),
+    ("last_seen", "when it was last heard of"),
+    ("sequence_received", "`sequence_expected` less `sequence_lost`"),
+    ("if_name", "name of the interface, from options data or sFlow"),
+    ("if_description", "its description, from options data"),
+    ("vrf_id", "VRF id, as in `vrf_in` and `vrf_out` of flows"),
+    ("vrf_name", "name of the VRF, from options data"),
+    ("app_description", "what the exporter says about the application"),
+    ("app_category", "its category"),
     ("loss_ratio", "`sequence_lost` over `sequence_expected`"),
 ];
 

@@ -168,7 +168,14 @@ pub(crate) enum LogKind {
 impl Config {
     /// The file, then the environment. Does not say whether it can be used: [`Config::validate`].
     pub(crate) fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
-        load::load(path, std::env::vars())
+        let mut config: Config = load::load(path, std::env::vars())?;
+        // files that a file names lie beside it
+        if let Some(directory) = path.and_then(Path::parent) {
+            for file in &mut config.decode.elements {
+                *file = directory.join(&*file);
+            }
+        }
+        Ok(config)
     }
 
     /// The file, the environment and the flags of `run`, `collect` or `aggregate`, checked.
@@ -273,6 +280,17 @@ mod tests {
         let config: Config = load::load(Some(file.path()), std::iter::empty()).unwrap();
         assert_eq!(toml::to_string_pretty(&config).unwrap(), text);
         config.validate().unwrap();
+    }
+
+    #[test]
+    fn a_wrong_line_of_a_file_of_elements_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("weir.toml");
+        std::fs::write(&path, "[decode]\nelements = [\"mine.tsv\"]\n").unwrap();
+        std::fs::write(directory.path().join("mine.tsv"), "# ours\n12356\t1\tx\tuint32\n").unwrap();
+        let error = Config::load(Some(&path)).unwrap().validate().unwrap_err().to_string();
+        let place = format!("decode.elements: {}:2:", directory.path().join("mine.tsv").display());
+        assert!(error.contains(&place) && error.contains("unsigned32"), "{error}");
     }
 
     #[test]

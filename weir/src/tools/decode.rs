@@ -6,7 +6,7 @@ mod second_opinion;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, new_null_array};
@@ -62,7 +62,7 @@ pub(crate) struct DecodeArgs {
     pub(crate) second_opinion: bool,
 
     /// Only this table (csv and arrow: `flows` unless given): flows, nat_events, discards, interface_counters,
-    /// options, exporter_stats, exporter_events
+    /// host_counters, queue_counters, options, exporter_stats, exporter_events
     #[arg(long, value_parser = parse_table)]
     pub(crate) table: Option<Table>,
 
@@ -73,6 +73,14 @@ pub(crate) struct DecodeArgs {
     /// Print the rows of exporter_stats and exporter_events, too
     #[arg(long)]
     pub(crate) stats: bool,
+
+    /// Decode as this configuration says (its section `decode`)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Take the information elements of this file, too (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) elements: Vec<PathBuf>,
 
     /// Write to this file instead of stdout
     #[arg(long, short, value_name = "FILE")]
@@ -106,7 +114,9 @@ pub(crate) fn run(args: &DecodeArgs) -> Result<(), ToolError> {
     let mut input = Input::open(&args.file)?;
     let out = output(args)?;
     let mut printer = Printer::new(args, out)?;
-    let mut decoder = Decoder::new(Arc::new(decode_config()), Arc::new(SharedState::new()));
+    let config = decode_config(args)?;
+    let shared = SharedState::of(&config).map_err(|error| ToolError::Usage(error.to_string()))?;
+    let mut decoder = Decoder::new(Arc::new(config), Arc::new(shared));
     let mut seen = Seen::default();
     let ended = decode_all(args, &mut input, &mut decoder, &mut printer, &mut seen);
     input.finish();
@@ -116,6 +126,38 @@ pub(crate) fn run(args: &DecodeArgs) -> Result<(), ToolError> {
         summary(&input, &decoder, &seen);
     }
     ended.and(finished)
+}
+
+/// How captures are decoded: as the section `decode` of a configuration says, with the elements of further files.
+fn decode_config(args: &DecodeArgs) -> Result<DecodeConfig, ToolError> {
+    let mut config = match &args.config {
+        None => DecodeConfig::default(),
+        Some(path) => section(path)?,
+    };
+    config.elements.extend_from_slice(&args.elements);
+    // a capture may be years old: times are printed as the exporter gave them
+    config.clock_check = false;
+    let problems = config.problems();
+    if !problems.is_empty() {
+        return Err(ToolError::Usage(format!("decode.{}", problems.join("; decode."))));
+    }
+    Ok(config)
+}
+
+/// The section `decode` of a configuration; the files that it names lie beside it.
+fn section(path: &Path) -> Result<DecodeConfig, ToolError> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Sections {
+        decode: DecodeConfig,
+    }
+    let wrong = |error: &dyn std::fmt::Display| ToolError::Usage(format!("{}: {error}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
+    let Sections { mut decode } = toml::from_str(&text).map_err(|error| wrong(&error))?;
+    for file in &mut decode.elements {
+        *file = path.parent().unwrap_or(Path::new("")).join(&*file);
+    }
+    Ok(decode)
 }
 
 /// What the summary tells beside the decoder's counters.
@@ -135,11 +177,6 @@ fn output(args: &DecodeArgs) -> Result<Box<dyn Write>, ToolError> {
             Box::new(BufWriter::new(File::create(path).map_err(failed)?))
         }
     })
-}
-
-/// A capture may be years old: times are printed as the exporter gave them.
-fn decode_config() -> DecodeConfig {
-    DecodeConfig { clock_check: false, ..DecodeConfig::default() }
 }
 
 /// Where and when a datagram came in.

@@ -14,9 +14,7 @@ pub(crate) enum Type {
     U32,
     U64,
     I32,
-    F32,
     Text,
-    Uuid,
     /// A MAC address, padded to eight bytes.
     Mac,
     Ipv4,
@@ -179,43 +177,6 @@ const LACP: &[Field] = fields![
     "lacp.lacpdus_rx", "lacp.marker_pdus_rx", "lacp.marker_response_pdus_rx", "lacp.unknown_rx",
     "lacp.illegal_rx", "lacp.lacpdus_tx", "lacp.marker_pdus_tx", "lacp.marker_response_pdus_tx",
 ];
-const QUEUE: &[Field] = fields![
-    "queue.index",
-    "queue.segment_size",
-    "queue.segments",
-    "queue.length_0",
-    "queue.length_1",
-    "queue.length_2",
-    "queue.length_4",
-    "queue.length_8",
-    "queue.length_32",
-    "queue.length_128",
-    "queue.length_1024",
-    "queue.length_more",
-    "queue.dropped",
-];
-const HOST_CPU: &[Field] = fields![
-    "host_cpu.load_one": F32, "host_cpu.load_five": F32, "host_cpu.load_fifteen": F32, "host_cpu.proc_run",
-    "host_cpu.proc_total", "host_cpu.cpu_num", "host_cpu.cpu_speed", "host_cpu.uptime", "host_cpu.cpu_user",
-    "host_cpu.cpu_nice", "host_cpu.cpu_system", "host_cpu.cpu_idle", "host_cpu.cpu_wio", "host_cpu.cpu_intr",
-    "host_cpu.cpu_sintr", "host_cpu.interrupts", "host_cpu.contexts", "host_cpu.cpu_steal",
-    "host_cpu.cpu_guest", "host_cpu.cpu_guest_nice",
-];
-const HOST_MEMORY: &[Field] = fields![
-    "host_memory.mem_total": U64, "host_memory.mem_free": U64, "host_memory.mem_shared": U64,
-    "host_memory.mem_buffers": U64, "host_memory.mem_cached": U64, "host_memory.swap_total": U64,
-    "host_memory.swap_free": U64, "host_memory.page_in", "host_memory.page_out", "host_memory.swap_in",
-    "host_memory.swap_out",
-];
-const HOST_DISK: &[Field] = fields![
-    "host_disk.disk_total": U64, "host_disk.disk_free": U64, "host_disk.part_max_used", "host_disk.reads",
-    "host_disk.bytes_read": U64, "host_disk.read_time", "host_disk.writes", "host_disk.bytes_written": U64,
-    "host_disk.write_time",
-];
-const HOST_NET: &[Field] = fields![
-    "host_net.bytes_in": U64, "host_net.pkts_in", "host_net.errs_in", "host_net.drops_in",
-    "host_net.bytes_out": U64, "host_net.pkts_out", "host_net.errs_out", "host_net.drops_out",
-];
 const MIB2_IP: &[Field] = fields![
     "ipForwarding",
     "ipDefaultTTL",
@@ -333,7 +294,31 @@ const BROADCOM_TABLES: &[Field] = fields![
     "bcm_tables.acl_egress_slices_max",
 ];
 
-/// Counter records other than the generic interface counters.
+/// The table that a counter record belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Interface,
+    Host,
+    Queue,
+    /// That of the data source.
+    Source,
+}
+
+/// Egress queues; the only structure of which a sample may have several.
+pub(crate) const QUEUE: u32 = 1003;
+
+pub(super) fn place(format: u32) -> Place {
+    const NVML: u32 = vendor(5703, 1);
+    const BROADCOM: u32 = vendor(4413, 3);
+    match format {
+        QUEUE => Place::Queue,
+        1..=7 | 10 | 1002 | 1004 | 1005 => Place::Interface,
+        1001 | 2000..=2010 | 2100..=2104 | 2202 | 2203 | 2206 | NVML | BROADCOM => Place::Host,
+        _ => Place::Source,
+    }
+}
+
+/// Counter records that have no columns of their own.
 pub(crate) fn counter(format: u32) -> Option<&'static [Field]> {
     const NVML: u32 = vendor(5703, 1);
     const BROADCOM: u32 = vendor(4413, 3);
@@ -356,19 +341,10 @@ pub(crate) fn counter(format: u32) -> Option<&'static [Field]> {
             "processor.free_memory": U64,
         ],
         1002 => fields!["radio.elapsed_time", "radio.on_channel_time", "radio.on_channel_busy_time"],
-        1003 => QUEUE,
         1004 => fields!["of_port.datapath_id": U64, "of_port.port_no"],
         1005 => fields!["port_name": Text],
-        2000 => fields![
-            "host.hostname": Text, "host.uuid": Uuid, "host.machine_type", "host.os_name",
-            "host.os_release": Text,
-        ],
         2001 => fields!["host_adapters": Adapters],
         2002 => fields!["host_parent.container_type", "host_parent.container_index"],
-        2003 => HOST_CPU,
-        2004 => HOST_MEMORY,
-        2005 => HOST_DISK,
-        2006 => HOST_NET,
         2007 => MIB2_IP,
         2008 => MIB2_ICMP,
         2009 => MIB2_TCP,
@@ -428,21 +404,9 @@ pub(super) fn append(field: &Field, xdr: &mut Xdr<'_>, extra: &mut Maps) -> Opti
             value => put(format_args!("{value}")),
         },
         Type::I32 => put(format_args!("{}", xdr.u32()?.cast_signed())),
-        Type::F32 => put(format_args!("{}", f32::from_bits(xdr.u32()?))),
         Type::Text => {
             let text = xdr.opaque()?;
             extra.entry_with(name, |value| value.extend_from_slice(text));
-        }
-        Type::Uuid => {
-            let uuid = u128::from_be_bytes(xdr.array()?);
-            put(format_args!(
-                "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-                uuid >> 96,
-                uuid >> 80 & 0xffff,
-                uuid >> 64 & 0xffff,
-                uuid >> 48 & 0xffff,
-                uuid & 0xffff_ffff_ffff
-            ));
         }
         Type::Mac => {
             let [mac @ .., _, _] = xdr.array::<8>()?;
@@ -532,9 +496,9 @@ mod tests {
     fn structures_have_the_lengths_of_the_specifications() {
         let size = |fields: &[Field]| -> usize {
             let bytes = |field: &Field| match field.kind {
-                Type::U32 | Type::I32 | Type::F32 | Type::Ipv4 => 4,
+                Type::U32 | Type::I32 | Type::Ipv4 => 4,
                 Type::U64 | Type::Mac => 8,
-                Type::Uuid | Type::Ipv6 => 16,
+                Type::Ipv6 => 16,
                 other => panic!("{}: {other:?} has no fixed length", field.name),
             };
             fields.iter().map(bytes).sum()
@@ -548,12 +512,7 @@ mod tests {
             (7, 56),
             (1001, 28),
             (1002, 12),
-            (1003, 52),
             (2002, 8),
-            (2003, 80),
-            (2004, 72),
-            (2005, 52),
-            (2006, 40),
             (2007, 76),
             (2008, 100),
             (2009, 60),

@@ -23,6 +23,10 @@ pub(super) struct Context {
     pub(super) skipped: u32,
     /// Bad records of the open sample.
     pub(super) bad: u32,
+    /// Rows of the three tables of counters.
+    pub(super) interfaces: usize,
+    pub(super) hosts: usize,
+    pub(super) queues: usize,
 }
 
 /// The records of a sample: their formats and bytes. The first of a format counts.
@@ -33,7 +37,17 @@ pub(super) struct Records<'a, const MAX: usize> {
 
 impl<'a, const MAX: usize> Records<'a, MAX> {
     /// Walks `count` records, or as many as there are.
-    pub(super) fn read(mut xdr: Xdr<'a>, count: u32, context: &mut Context) -> Self {
+    pub(super) fn read(xdr: Xdr<'a>, count: u32, context: &mut Context) -> Self {
+        Self::read_repeated(xdr, count, context, None)
+    }
+
+    /// The same; of the format `repeated` all records count.
+    pub(super) fn read_repeated(
+        mut xdr: Xdr<'a>,
+        count: u32,
+        context: &mut Context,
+        repeated: Option<u32>,
+    ) -> Self {
         let mut records = Records { found: [(0, &[]); MAX], len: 0 };
         for _ in 0..count {
             let record = xdr.u32().and_then(|format| Some((format, xdr.structure()?)));
@@ -41,7 +55,8 @@ impl<'a, const MAX: usize> Records<'a, MAX> {
                 context.bad += 1;
                 break;
             };
-            if records.len == MAX || records.get(format).is_some() {
+            let again = Some(format) != repeated && records.get(format).is_some();
+            if records.len == MAX || again {
                 context.skipped += 1;
             } else if let Some(slot) = records.found.get_mut(records.len) {
                 *slot = (format, bytes);

@@ -2,6 +2,9 @@
 
 /// How many of the last numbers are remembered one by one.
 const WINDOW: u32 = 64;
+/// A number that is farther ahead is believed when the next one goes on from it: one stray or invented datagram is
+/// neither loss nor a restart.
+const NEAR: u32 = 1 << 12;
 /// A greater step forward is a restart, not loss.
 const MAX_GAP: i32 = 1 << 20;
 
@@ -16,8 +19,11 @@ pub(super) enum Step {
     Late,
     /// One that came before already, or too late to tell.
     Repeated,
-    /// The sender starts anew.
-    Reset,
+    /// One that is far off: maybe the sender starts anew.
+    Stray,
+    /// One that goes on from the stray before it, with so many missing before and between: the sender starts anew
+    /// (`reset`), or many were lost.
+    Jump { missing: u32, reset: bool },
 }
 
 /// A series of numbers, modulo 2^32.
@@ -26,6 +32,7 @@ pub(super) struct Sequence {
     last: Option<u32>,
     /// Bit n: `last` - n came.
     seen: u64,
+    stray: Option<u32>,
 }
 
 impl Sequence {
@@ -35,20 +42,17 @@ impl Sequence {
             return Step::First;
         };
         let ahead = number.wrapping_sub(last).cast_signed();
-        if ahead > MAX_GAP {
-            self.restart(number);
-            return Step::Reset;
+        let behind = ahead.unsigned_abs();
+        let near = if ahead > 0 { behind <= NEAR } else { behind < WINDOW };
+        if !near {
+            return self.far(last, number);
         }
+        self.stray = None;
         if ahead > 0 {
-            let by = ahead.unsigned_abs();
+            let by = behind;
             self.seen = self.seen.checked_shl(by).unwrap_or(0) | 1;
             self.last = Some(number);
             return Step::Forward { missing: by.saturating_sub(1) };
-        }
-        let behind = ahead.unsigned_abs();
-        if behind >= WINDOW {
-            self.restart(number);
-            return Step::Reset;
         }
         let bit = 1_u64 << behind;
         if self.seen & bit != 0 {
@@ -58,7 +62,28 @@ impl Sequence {
         Step::Late
     }
 
+    fn far(&mut self, last: u32, number: u32) -> Step {
+        let stray = self.stray.replace(number);
+        let between = stray.map_or(u32::MAX, |stray| number.wrapping_sub(stray).wrapping_sub(1));
+        if between >= NEAR {
+            return Step::Stray;
+        }
+        self.restart(number);
+        let ahead = number.wrapping_sub(last).cast_signed();
+        match ahead {
+            // of those in between, the stray came
+            2..=MAX_GAP => Step::Jump { missing: ahead.unsigned_abs().saturating_sub(2), reset: false },
+            _ => Step::Jump { missing: between, reset: true },
+        }
+    }
+
+    /// The sender is known to start anew: forgets everything.
+    pub(super) fn clear(&mut self) {
+        *self = Sequence::default();
+    }
+
     fn restart(&mut self, number: u32) {
+        self.stray = None;
         self.last = Some(number);
         // what was sent before we listened is neither missing nor late
         self.seen = u64::MAX;
@@ -83,13 +108,20 @@ mod tests {
             (u32::MAX, Step::Repeated),
             (5, forward(0)),
             (100, forward(94)),
-            // before the window: it starts anew
-            (7, Step::Reset),
-            (8, forward(0)),
-            (6, Step::Repeated),
-            (8 + (1 << 20), forward((1 << 20) - 1)),
-            (3_000_000_000, Step::Reset),
-            (3_000_000_001, forward(0)),
+            // before the window: once it is a stray, twice it starts anew
+            (7, Step::Stray),
+            (101, forward(0)),
+            (7, Step::Stray),
+            (9, Step::Jump { missing: 1, reset: true }),
+            (8, Step::Repeated),
+            (10, forward(0)),
+            (10 + (1 << 20), Step::Stray),
+            (11, forward(0)),
+            (11 + (1 << 19), Step::Stray),
+            (14 + (1 << 19), Step::Jump { missing: (1 << 19) + 1, reset: false }),
+            (3_000_000_000, Step::Stray),
+            (3_000_000_001, Step::Jump { missing: 0, reset: true }),
+            (3_000_000_002, forward(0)),
         ] {
             assert_eq!(sequence.next(number), want, "{number}");
         }

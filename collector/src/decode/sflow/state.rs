@@ -28,6 +28,8 @@ pub(super) struct SourceId {
 pub(crate) struct AgentState {
     datagrams: Sequence,
     uptime_ms: Option<u32>,
+    /// Uptime and number of a datagram that says that the agent restarted: believed when the next one goes on from it.
+    suspected: Option<(u32, u32)>,
     sources: HashMap<SourceId, SourceState, foldhash::fast::RandomState>,
 }
 
@@ -60,12 +62,21 @@ impl AgentState {
     /// Accounts for a datagram (sFlow v5, "sequence_number" and "uptime" of sample_datagram_v5).
     pub(super) fn datagram(&mut self, sequence: u32, uptime_ms: u32, counters: &mut Counters) {
         let back = self.uptime_ms.map_or(0, |last| uptime_ms.wrapping_sub(last).cast_signed());
+        let suspected = self.suspected.take().filter(|(suspected_ms, _)| uptime_ms >= *suspected_ms);
         if back < -RESTART_MS {
-            // the agent restarted: every series starts anew, none of it is loss
-            self.datagrams = Sequence::default();
+            let Some((_, first)) = suspected else {
+                self.suspected = Some((uptime_ms, sequence));
+                counters.sequence_reordered += 1;
+                return;
+            };
+            // the agent restarted, with the datagram before: every series starts anew, none of it is loss
+            self.datagrams.clear();
             self.sources.clear();
             self.uptime_ms = None;
             counters.sequence_resets += 1;
+            counters.sequence_expected += 1;
+            counters.sequence_reordered = counters.sequence_reordered.saturating_sub(1);
+            self.datagrams.next(first);
         }
         if self.uptime_ms.is_none() || back > 0 {
             self.uptime_ms = Some(uptime_ms);
@@ -80,17 +91,24 @@ impl AgentState {
                 counters.sequence_lost = counters.sequence_lost.saturating_sub(1);
                 counters.sequence_reordered += 1;
             }
-            Step::Repeated => counters.sequence_reordered += 1,
-            Step::Reset => {
-                counters.sequence_expected += 1;
-                counters.sequence_resets += 1;
-                self.sources.clear();
+            Step::Repeated | Step::Stray => counters.sequence_reordered += 1,
+            Step::Jump { missing, reset } => {
+                counters.sequence_expected += u64::from(missing) + 2;
+                counters.sequence_lost += u64::from(missing);
+                counters.sequence_reordered = counters.sequence_reordered.saturating_sub(1);
+                if reset {
+                    counters.sequence_resets += 1;
+                    self.sources.clear();
+                }
             }
         }
     }
 
-    /// The state of a data source; None where there are too many of them.
+    /// The state of a data source; None where there are too many of them, and where the datagram is not believed yet.
     pub(super) fn source(&mut self, id: SourceId, established: bool) -> Option<&mut SourceState> {
+        if self.suspected.is_some() {
+            return None;
+        }
         let limit = if established { MAX_SOURCES } else { MAX_SOURCES_ON_PROBATION };
         if self.sources.len() >= limit && !self.sources.contains_key(&id) {
             return None;
@@ -121,10 +139,11 @@ impl SourceState {
                 counters.samples_lost = counters.samples_lost.saturating_sub(1);
                 false
             }
-            Step::Repeated => false,
-            Step::Reset => {
-                counters.samples_expected += 1;
-                if matches!(series, Series::Flows) {
+            Step::Repeated | Step::Stray => false,
+            Step::Jump { missing, reset } => {
+                counters.samples_expected += u64::from(missing) + 2;
+                counters.samples_lost += u64::from(missing);
+                if reset && matches!(series, Series::Flows) {
                     self.pool = Pool::default();
                     self.drops = None;
                 }
@@ -232,8 +251,16 @@ mod tests {
         agent.datagram(100, 10_000_000, &mut counters);
         agent.source(SOURCE, true).unwrap().sample(Series::Flows, 1_000, &mut counters);
         agent.datagram(120, 5_000, &mut counters);
+        assert!(agent.source(SOURCE, true).is_none(), "one datagram is not believed");
+        assert_eq!((counters.sequence_resets, counters.sequence_reordered), (0, 1));
+        agent.datagram(101, 10_001_000, &mut counters);
+        assert_eq!((counters.sequence_lost, counters.sequence_expected), (0, 2));
+        for (number, uptime) in [(120, 5_000), (121, 6_000)] {
+            agent.datagram(number, uptime, &mut counters);
+        }
         agent.source(SOURCE, true).unwrap().sample(Series::Flows, 1_020, &mut counters);
         assert_eq!((counters.sequence_lost, counters.sequence_resets, counters.samples_lost), (0, 1, 0));
+        assert_eq!((counters.sequence_expected, counters.sequence_reordered), (4, 1));
         // uptime wraps after 49.7 days
         let (mut agent, mut counters) = (AgentState::default(), Counters::default());
         agent.datagram(120, u32::MAX - 10, &mut counters);

@@ -4,6 +4,7 @@ mod properties;
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::decode::IdentitySource;
 use crate::decode::testing::{RECEIVED_US, corpus, differences, meta, rows};
 
 /// Words of a datagram under construction.
@@ -78,6 +79,8 @@ struct Decoded {
     flows: Vec<Map<String, Value>>,
     discards: Vec<Map<String, Value>>,
     counters: Vec<Map<String, Value>>,
+    hosts: Vec<Map<String, Value>>,
+    queues: Vec<Map<String, Value>>,
 }
 
 #[derive(Default)]
@@ -93,7 +96,8 @@ impl Decoder {
             super::decode(datagram, &meta("192.0.2.10"), &mut self.exporters, &self.config, &mut out);
         let [flows, discards, counters] =
             [&mut out.flows, &mut out.discards, &mut out.interface_counters].map(rows);
-        Decoded { result, flows, discards, counters }
+        let [hosts, queues] = [&mut out.host_counters, &mut out.queue_counters].map(rows);
+        Decoded { result, flows, discards, counters, hosts, queues }
     }
 
     fn counted(&self) -> &crate::decode::Counters {
@@ -121,7 +125,7 @@ fn every_case_of_the_corpus_decodes_to_what_is_expected() {
         for datagram in &case.datagrams {
             let _ = super::decode(datagram, &meta("192.0.2.10"), &mut exporters, &config, &mut out);
         }
-        let counters = out.interface_counters.rows() as u64;
+        let counters: u64 = exporters.iter().map(|state| state.counters.counter_samples).sum();
         let expected = &case.meta["expected"];
         if Some(counters) != expected["counter_samples"].as_u64() {
             found.push(format!("{}: {counters} counter samples", case.name));
@@ -227,7 +231,7 @@ fn rule_35_the_agent_is_the_exporter_unless_it_is_unspecified() {
         let agent = if sender.is_null() { Value::Null } else { json!(exporter) };
         has(&row, json!({"exporter_addr": exporter, "sender_addr": sender, "agent_addr": agent}));
     }
-    let config = DecodeConfig { identity: vec![super::IdentitySource::Sender], ..DecodeConfig::default() };
+    let config = DecodeConfig { identity: vec![IdentitySource::Sender], ..DecodeConfig::default() };
     let mut decoder = Decoder { config, ..Decoder::default() };
     let row = decoder.decode(&datagram(1, &[one])).flows.remove(0);
     has(&row, json!({"exporter_addr": "192.0.2.10", "sender_addr": null, "agent_addr": "10.0.0.1"}));
@@ -682,37 +686,66 @@ fn rule_42_all_ones_is_no_value() {
 }
 
 #[test]
-fn counters_of_hosts_and_vendors_go_to_extra() {
+fn host_counters_are_rows_of_their_own() {
     let host = Words::default().opaque(b"box").bytes(&[0x11; 16]).and(&[3, 2]).opaque(b"6.1");
     let adapters = Words::of(&[2, 1, 1, 0x0200_0000, 0x0001_0000, 2, 0]);
-    let cpu = Words::of(&[0x3f80_0000, 0x3f00_0000]);
-    let lanes = Words::of(&[1, 1, 3_300, (-5_i32).cast_unsigned(), 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    // a processor without fifteen minutes of load, of an old agent that ends there
+    let cpu = Words::of(&[0x3f80_0000, 0x3f00_0000, 0xbf80_0000, 2, u32::MAX, 4]);
+    let disk = Words::of(&[0, 1_000, 0, 900, 1_234]);
     let samples = [counter_sample(
         2 << 24 | 1,
         &[
             record(2000, host),
             record(2001, adapters),
             record(2003, cpu),
-            record(10, lanes),
+            record(2005, disk),
             record(4413 << 12 | 1, Words::of(&[1])),
-            record(1005, Words::default().opaque(b"eth0")),
         ],
     )];
     let mut decoder = Decoder::default();
-    let row = decoder.decode(&datagram(1, &samples)).counters.remove(0);
-    has(&row, json!({"if_index": null}));
+    let mut decoded = decoder.decode(&datagram(1, &samples));
+    assert_eq!((decoded.result, decoded.counters.len(), decoded.queues.len()), (Ok(0), 0, 0));
+    let row = decoded.hosts.remove(0);
     assert_eq!(
-        row["extra"],
+        Value::Object(row),
         json!({
-            "host.hostname": "box", "host.uuid": "11111111-1111-1111-1111-111111111111",
-            "host.machine_type": "3", "host.os_name": "2", "host.os_release": "6.1",
-            "host_adapters": "1=02:00:00:00:00:01;2=", "host_cpu.load_one": "1", "host_cpu.load_five": "0.5",
-            "sfp.module_id": "1", "sfp.total_lanes": "1", "sfp.supply_voltage_mv": "3300",
-            "sfp.temperature_mc": "-5", "sfp.lanes": "1,2,3,4,5,6,7,8,9,10", "4413:1": "00000001",
-            "port_name": "eth0", "source_class": "2", "source_index": "1",
-        }),
+            "received_at": RECEIVED_US, "exporter_addr": "10.0.0.1", "observation_domain": 3,
+            "proto_ver": "sflow5", "uptime_ms": 90_000, "source_class": 2, "source_index": 1,
+            "host_name": "box", "host_uuid": "11111111-1111-1111-1111-111111111111", "machine_type": 3,
+            "os_name": 2, "os_release": "6.1", "load_one": 1.0, "load_five": 0.5, "processes_running": 2,
+            "cpu_count": 4, "disk_total_bytes": 1_000, "disk_free_bytes": 900, "disk_max_used_percent": 12.34,
+            "extra": {"host_adapters": "1=02:00:00:00:00:01;2=", "4413:1": "00000001"},
+        })
     );
-    assert_eq!(decoder.counted().records_skipped, 1);
+    assert_eq!((decoder.counted().records_skipped, decoder.counted().counter_samples), (1, 1));
+}
+
+#[test]
+fn queue_counters_are_a_row_a_queue_beside_those_of_the_interface() {
+    let queue = |index: u32| {
+        let mut words = [index, 208, 1_000, 1, 2, 3, 4, 5, 6, 7, 8, 9, u32::MAX];
+        words[3] += index;
+        record(1003, Words::of(&words))
+    };
+    let lanes = Words::of(&[1, 1, 3_300, (-5_i32).cast_unsigned(), 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    let samples = [counter_sample(
+        5,
+        &[record(1, Words::of(&GENERIC)), queue(0), queue(1), record(10, lanes), queue(7)],
+    )];
+    let decoded = decode(&datagram(1, &samples));
+    assert_eq!((decoded.result, decoded.hosts.len()), (Ok(0), 0));
+    has(&decoded.counters[0], json!({"if_index": 5, "in_discards": 14}));
+    assert_eq!(
+        decoded.counters[0]["extra"],
+        json!({
+            "sfp.module_id": "1", "sfp.total_lanes": "1", "sfp.supply_voltage_mv": "3300",
+            "sfp.temperature_mc": "-5", "sfp.lanes": "1,2,3,4,5,6,7,8,9,10",
+        })
+    );
+    let of = |name: &str| decoded.queues.iter().map(|row| row[name].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!((of("queue_index"), of("if_index")), (vec![0, 1, 7], vec![5, 5, 5]));
+    assert_eq!((of("length_0"), of("length_more")), (vec![1, 2, 8], vec![9, 9, 9]));
+    assert!(decoded.queues.iter().all(|row| !row.contains_key("dropped_packets")));
 }
 
 #[test]
@@ -722,7 +755,7 @@ fn counter_samples_with_bad_records() {
     let decoded = decode(&datagram(1, &[counter_sample(5, std::slice::from_ref(&half))]));
     assert_eq!((decoded.result, decoded.counters.len()), (Err(RejectReason::TruncatedRecord), 0));
     let decoded =
-        decode(&datagram(1, &[counter_sample(5, &[half, record(1001, Words::of(&[1, 2, 3, 0, 4, 0, 5]))])]));
+        decode(&datagram(1, &[counter_sample(5, &[half, record(5, Words::of(&[1, 0, 3, 0, 4, 0, 5]))])]));
     assert_eq!(decoded.result, Ok(1));
     has(&decoded.counters[0], json!({"if_index": 5, "in_octets": null}));
 }

@@ -18,6 +18,9 @@ const COMPANIONS: &[(u16, &[u16])] = &[
     (309, &[310]),
     (310, &[309]),
     (312, &[315]),
+    (408, &[315]),
+    (409, &[315]),
+    (410, &[315]),
 ];
 
 /// A length that suits the type.
@@ -43,7 +46,8 @@ fn plan(elements: &[&Element], space: Space) -> RowPlan {
         id: element.id,
         length: length(element),
     };
-    compile(&Template { id: 256, scope: None, fields: elements.iter().map(field).collect() }).rows
+    let template = Template { id: 256, scope: None, fields: elements.iter().map(field).collect() };
+    compile(&template, Dictionary::builtin()).rows
 }
 
 /// The columns that a plan fills.

@@ -5,10 +5,11 @@ use std::time::Instant;
 use proptest::prelude::*;
 
 use super::*;
+use crate::decode::rows as counts;
 
 fn decode_all(decoder: &mut Decoder, out: &mut Batches, datagrams: &[Vec<u8>]) {
     for datagram in datagrams {
-        let before = crate::decode::rows(out);
+        let before = counts(out);
         let outcome = decoder.decode(datagram, &sender(1), out);
         assert_ne!(outcome.rejected, Some(RejectReason::DecoderPanic), "{datagram:02x?}");
         assert_told(&outcome, before, out);
@@ -20,7 +21,7 @@ fn decode_all(decoder: &mut Decoder, out: &mut Batches, datagrams: &[Vec<u8>]) {
 
 /// What was appended is what the outcome says.
 fn assert_told(outcome: &Outcome, before: [usize; Table::ALL.len()], out: &mut Batches) {
-    for ((told, before), after) in outcome.rows.iter().zip(before).zip(crate::decode::rows(out)) {
+    for ((told, before), after) in outcome.rows.iter().zip(before).zip(counts(out)) {
         assert_eq!(*told as usize, after - before, "{outcome:?}");
     }
 }
@@ -35,8 +36,8 @@ fn the_last_statistics_of_an_exporter_are_in_the_ledger() {
     let datagram = v5_datagram(&mut random);
     let mut stats = 0;
     for from in [1, 1, 1, 2, 2, 3] {
-        let before = crate::decode::rows(&mut out);
-        let meta = DatagramMeta { sender: Address::v4([192, 0, 2, from]), ..sender(1) };
+        let before = counts(&mut out);
+        let meta = DatagramMeta { sender: Address::v4([10, 0, 0, from]), ..sender(1) };
         let outcome = decoder.decode(&datagram, &meta, &mut out);
         assert_told(&outcome, before, &mut out);
         stats += outcome.rows[Table::ExporterStats as usize];
@@ -103,8 +104,11 @@ fn every_byte_replaced() {
 /// The longest that one of these takes, of the best of three rounds.
 fn slowest(first: &[Vec<u8>], datagrams: &[Vec<u8>]) -> (f64, usize) {
     let mut best = (f64::MAX, 0);
+    // an exporter that is named is believed from the first datagram on: it may have everything
+    let named = DecodeConfig { exporters: vec![ExporterConfig::default()], ..DecodeConfig::default() };
+    let named = Arc::new(named);
     for _ in 0..3 {
-        let mut decoder = Decoder::new(Arc::default(), Arc::default());
+        let mut decoder = Decoder::new(Arc::clone(&named), Arc::default());
         let mut out = Batches::new();
         for datagram in first {
             decoder.decode(datagram, &sender(1), &mut out);
@@ -128,6 +132,26 @@ fn slowest(first: &[Vec<u8>], datagrams: &[Vec<u8>]) -> (f64, usize) {
 
 /// The most that a datagram carries after an IPFIX header and a set header.
 const MOST: usize = 65_507 - 20;
+
+/// A record of basicLists inside of basicLists, as deep as its octets go.
+fn nested() -> Vec<u8> {
+    let mut list = vec![3, 0, 4, 0, 1, 6];
+    while list.len() < 240 {
+        let length = list.len() as u8;
+        list = [&[3, 1, 0x23, 0xff, 0xff, length][..], &list].concat();
+    }
+    [&[list.len() as u8][..], &list].concat()
+}
+
+/// Options data that names so many applications.
+fn applications(from: u32, count: u32) -> Vec<u8> {
+    let record = |n: u32| {
+        let name = format!("application {n:>12}");
+        [&n.to_be_bytes()[..], name.as_bytes()].concat()
+    };
+    let records: Vec<u8> = (from..from + count).flat_map(record).collect();
+    Builder9::ipfix(0).options(256, 1, &[(95, 4), (96, 24)]).set(256, &records).build()
+}
 
 fn costly() -> Vec<(&'static str, Vec<Vec<u8>>, Vec<Vec<u8>>)> {
     let ipfix = || Builder9::ipfix(0);
@@ -168,6 +192,21 @@ fn costly() -> Vec<(&'static str, Vec<Vec<u8>>, Vec<Vec<u8>>)> {
         ("wide templates", vec![], vec![templates(256), templates(272)]),
         ("many templates", vec![], vec![tiny.build()]),
         ("empty sets", vec![], vec![(0..MOST / 4).fold(ipfix(), |message, _| message.set(999, &[])).build()]),
+        (
+            "lists of records",
+            vec![ipfix().template(257, &[(4, 1)]).template(256, &[(292, 0xffff)]).build()],
+            vec![ipfix().set(256, &[&[250, 3, 1, 1][..], &[6; 247]].concat().repeat(MOST / 251)).build()],
+        ),
+        (
+            "lists in lists",
+            vec![ipfix().template(256, &[(291, 0xffff)]).build()],
+            vec![ipfix().set(256, &nested().repeat(MOST / nested().len())).build()],
+        ),
+        (
+            "names of applications beside a full table",
+            (0..20).map(|n| applications(n * 1_000, 1_000)).collect(),
+            vec![applications(0, 2_000), applications(30_000, 2_000)],
+        ),
         (
             "options of one octet",
             vec![ipfix().options(256, 1, &[(600, 1)]).build()],
@@ -215,6 +254,75 @@ fn rule_53_floods_of_domains_and_templates_stay_in_bounds() {
     let data = Builder9::v9(20).set(256, &ordinary_records(2, &mut random)).build();
     decoder.decode(&data, &sender(1), &mut out);
     assert_eq!(out.flows.rows(), flows + 2, "the established exporter still decodes");
+}
+
+/// `cargo test --release -p weir-collector --lib bytes_a_template -- --ignored --nocapture --test-threads 1`
+#[test]
+#[ignore = "a measurement"]
+fn bytes_a_template() {
+    let resident = || {
+        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+        text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4_096
+    };
+    for (what, enterprise) in [("known", 0_u16), ("unknown", 0x8000)] {
+        for fields in [5_u16, 30, 300] {
+            let named =
+                DecodeConfig { exporters: vec![ExporterConfig::default()], ..DecodeConfig::default() };
+            let mut decoder = Decoder::new(Arc::new(named), Arc::default());
+            let mut out = Batches::new();
+            let before = resident();
+            let templates = 30_000 / fields;
+            for id in 256..256 + templates.min(1_000) {
+                let mut words = vec![id, fields];
+                for n in 0..fields {
+                    words.extend([enterprise | (1 + n), 1]);
+                    words.extend([0, 4_242].iter().filter(|_| enterprise != 0));
+                }
+                let data = vec![0; usize::from(fields)];
+                let message = Builder9::ipfix(0).set(2, &bytes(&words)).set(id, &data);
+                decoder.decode(&message.build(), &sender(1), &mut out);
+                out.all_mut().into_iter().for_each(|builder| drop(builder.finish()));
+            }
+            let (count, bytes) = (decoder.shared().templates(), decoder.shared().bytes());
+            let used = resident().saturating_sub(before);
+            println!("{what}, {fields} fields: {} bytes a template, {} counted", used / count, bytes / count);
+        }
+    }
+}
+
+#[test]
+fn rule_53_what_unproved_exporters_hold_is_a_small_share_and_the_rest_goes_on() {
+    let trusted = ExporterConfig { address: "192.0.2.1".into(), ..ExporterConfig::default() };
+    let config = DecodeConfig { state_bytes: 4 << 20, exporters: vec![trusted], ..DecodeConfig::default() };
+    let share = config.state_bytes / 8;
+    let mut decoder = Decoder::new(Arc::new(config), Arc::default());
+    let mut out = Batches::new();
+    let wide: Vec<(u16, u16)> = (0..30).map(|n| (600 + n, 1)).collect();
+    for n in 0..2_000_u32 {
+        let spoofed = DatagramMeta { sender: Address::v4((0x0a00_0000 + n).to_be_bytes()), ..sender(1) };
+        let many = (0..20).fold(Builder9::ipfix(0), |message, id| message.template(300 + id, &wide));
+        decoder.decode(&many.build(), &spoofed, &mut out);
+        decoder.decode(&applications(n * 100, 1_000), &spoofed, &mut out);
+        out.all_mut().into_iter().for_each(|builder| drop(builder.finish()));
+        assert!(decoder.shared().bytes() <= share, "{} bytes", decoder.shared().bytes());
+    }
+    assert!(decoder.shared().bytes() > share / 2);
+    assert!(decoder.counters().sets_rejected[RejectReason::TemplateLimit.index()] > 1_000);
+    // who is known learns all it has to say
+    let templates = (0..200).fold(Builder9::ipfix(0), |message, id| message.template(300 + id, ORDINARY));
+    let outcome = decoder.decode(&templates.build(), &sender(1), &mut out);
+    assert_eq!((outcome.rejected, outcome.sets_rejected), (None, 0));
+    let mut random = generator(6);
+    decoder.decode(
+        &Builder9::ipfix(0).set(499, &ordinary_records(2, &mut random)).build(),
+        &sender(1),
+        &mut out,
+    );
+    assert_eq!(out.flows.rows(), 2);
+    // nothing is left of who was let go
+    decoder.tick(sender(1).received_us + 200_000_000_000, &mut out);
+    decoder.tick(sender(1).received_us + 400_000_000_000, &mut out);
+    assert_eq!((decoder.shared().bytes(), decoder.shared().templates()), (0, 0));
 }
 
 /// Elements of numbers with their column and the widths that fit it.

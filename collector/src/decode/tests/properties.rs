@@ -112,7 +112,7 @@ const COLUMNS: &[(u16, &str, Kind)] = &[
 /// Elements that do something other than to stand in their record: times, sampling, label stacks, agents, sampled
 /// frames, events, applications, padding, lists.
 fn does_something(id: u16) -> bool {
-    matches!(id, 21 | 22 | 34 | 35 | 48..=50 | 60 | 70..=79 | 95 | 96 | 130 | 131 | 150..=163 | 210 | 230 | 233)
+    matches!(id, 21 | 22 | 34 | 35 | 48..=50 | 60 | 70..=79 | 95 | 96 | 104 | 130 | 131 | 150..=163 | 210 | 230 | 233)
         || matches!(id, 291..=293 | 301..=325 | 361..=364)
 }
 
@@ -263,6 +263,12 @@ fn template(id: u16, v9: bool, extras: &[Field], choices: &mut Choices<'_>) -> M
         COLUMNS.iter().map(|(id, name, kind)| field(0, *id, *kind, name, true)).collect();
     pick(&columns, 1 + choices.below(14), v9, &mut fields, choices);
     pick(extras, choices.below(5), v9, &mut fields, choices);
+    // a translation without a volume is an event: rule 48 has tests of its own
+    if fields.iter().any(|field| field.name.starts_with("nat_"))
+        && fields.iter().all(|field| field.name != "bytes")
+    {
+        fields.push(Field { length: 8, ..field(0, 1, Unsigned(8), "bytes", true) });
+    }
     if !v9 && choices.one_in(4) {
         // RFC 5103: counters and flags of the other direction
         for (id, name, most) in [(2, "packets", 8), (1, "bytes", 8), (6, "tcp_flags", 2)] {

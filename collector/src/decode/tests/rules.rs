@@ -119,6 +119,32 @@ fn rule_09_two_exporters_behind_one_address_do_not_mix() {
 }
 
 #[test]
+fn rule_09_a_second_exporter_does_not_decode_by_the_templates_of_the_first() {
+    let at = |port: u16, ms: i64| {
+        let meta = sender(port);
+        DatagramMeta { received_us: meta.received_us + ms * 1_000, ..meta }
+    };
+    let data = |sequence| Builder9::ipfix(sequence).set(256, &[0, 1, 0, 2]);
+    let options = |rate| {
+        let message = Builder9::ipfix(0).template(256, PORTS).options(300, 1, &[(149, 4), (34, 4)]);
+        message.set(300, &[0, 0, 0, 7, 0, 0, 0, rate])
+    };
+    let mut bench = Bench::new();
+    bench.send_from(&options(10), &at(1, 0));
+    assert!(bench.send_from(&data(700), &at(2, 10)).is_empty(), "it waits for its own template");
+    let swapped = Builder9::ipfix(701).template(256, &[(11, 2), (7, 2)]);
+    let row = bench.send_from(&swapped, &at(2, 20)).remove(0);
+    assert_eq!((&row["src_port"], &row["sampling_source"]), (&json!(2), &json!("unknown")));
+    let row = bench.send_from(&data(1), &at(1, 30)).remove(0);
+    assert_eq!((&row["src_port"], &row["sampling_rate"]), (&json!(1), &json!(10.0)));
+    // an exporter that was silent for a while may be back from another port: all it said holds
+    let mut bench = Bench::new();
+    bench.send_from(&options(10), &at(1, 0));
+    let row = bench.send_from(&data(700), &at(2, 30_000)).remove(0);
+    assert_eq!((&row["src_port"], &row["sampling_rate"]), (&json!(1), &json!(10.0)));
+}
+
+#[test]
 fn rule_09_an_exporter_may_change_its_port() {
     let mut bench = Bench::new();
     bench.send_from(&Builder9::v9(0).template(256, PORTS), &sender(1));
@@ -152,12 +178,35 @@ fn rule_11_an_expired_template_decodes_no_more() {
 
 #[test]
 fn rule_12_a_restart_discards_the_templates() {
+    let after = |sequence: u32| Builder9 {
+        uptime_ms: 1_000 + sequence,
+        export_s: EXPORT_S + 60,
+        ..Builder9::v9(sequence)
+    };
     let mut bench = Bench::new();
-    bench.send(&Builder9::v9(500).template(256, PORTS));
-    let after = Builder9 { uptime_ms: 1_000, export_s: EXPORT_S + 60, ..Builder9::v9(0) };
-    assert!(bench.send(&after.set(256, &[0, 1, 0, 2])).is_empty());
-    assert_eq!(bench.counters().sequence_resets, 1);
+    bench.send(&Builder9::v9(500).template(256, PORTS).template(257, PORTS));
+    // the first datagram says so: what it describes itself is believed, what came before waits
+    let mut later = {
+        let mut seconds = 0;
+        move |bench: &mut Bench, message: &Builder9| {
+            seconds += 1;
+            let meta = sender(50_000);
+            let received_us = meta.received_us + seconds * 1_000_000;
+            bench.send_from(message, &DatagramMeta { received_us, ..meta })
+        }
+    };
+    let first = after(0).template(257, &[(11, 2), (7, 2)]).set(256, &[0, 1, 0, 2]).set(257, &[0, 1, 0, 2]);
+    let all = later(&mut bench, &first);
+    assert_eq!((all.len(), &all[0]["dst_port"]), (1, &json!(1)));
+    assert_eq!(bench.counters().sequence_resets, 0);
+    // the second one too
+    assert!(later(&mut bench, &after(1).set(256, &[0, 1, 0, 2])).is_empty());
+    assert_eq!(later(&mut bench, &after(2).set(257, &[0, 1, 0, 2]))[0]["dst_port"], 1);
+    let counters = bench.counters();
+    assert_eq!((counters.sequence_resets, counters.sequence_lost, counters.sequence_expected), (1, 0, 4));
     assert!(bench.events().contains(&"restart".to_owned()));
+    // the new template 256, and what waited for it
+    assert_eq!(later(&mut bench, &after(3).template(256, PORTS)).len(), 2);
     // an uptime that wraps is none
     let mut bench = Bench::new();
     bench.send(&Builder9 { uptime_ms: u32::MAX, ..Builder9::v9(1).template(256, PORTS) });
@@ -205,6 +254,159 @@ fn rule_19_rule_20_ipfix_counts_records_and_unknown_sets_are_uncertain() {
     bench.send(&options);
     bench.send(&data(503, &[0; 4]));
     assert_eq!(bench.counters().sequence_lost, 5);
+}
+
+#[test]
+fn rule_36_a_direction_that_is_not_exported_is_unknown() {
+    let row = one(Builder9::v9(0), PORTS, &[0, 1, 0, 2]);
+    assert_eq!(row.get("direction"), None);
+    for direction in [0, 1] {
+        assert_eq!(one(Builder9::v9(0), &[(61, 1)], &[direction])["direction"], direction);
+    }
+}
+
+#[test]
+fn rule_48_events_without_a_number_are_told_by_their_times() {
+    let fields = |time: u16| [(time, 8), (8, 4), (225, 4), (227, 2), (4, 1)];
+    let record = [&(EXPORT_US / 1_000).to_be_bytes()[..], &[10, 0, 0, 1, 192, 0, 2, 7, 4, 0, 17]].concat();
+    for (time, event) in [(152, 1), (153, 2)] {
+        let mut bench = Bench::new();
+        let message = Builder9::ipfix(0).template(256, &fields(time)).set(256, &record);
+        assert!(bench.send(&message).is_empty());
+        let row = rows(&mut bench.out.nat_events).remove(0);
+        assert_eq!((&row["nat_event"], &row["nat_src_port"]), (&json!(event), &json!(1_024)));
+        assert_eq!(row[if event == 1 { "start_time" } else { "end_time" }], EXPORT_US);
+    }
+    // with both times, or a volume, it is no such event
+    let both = [(152, 8), (153, 8), (225, 4)];
+    let record = [&(EXPORT_US / 1_000).to_be_bytes().repeat(2)[..], &[192, 0, 2, 7]].concat();
+    let mut bench = Bench::new();
+    bench.send(&Builder9::ipfix(0).template(256, &both).set(256, &record));
+    assert_eq!(rows(&mut bench.out.nat_events)[0].get("nat_event"), None);
+    let row = one(Builder9::ipfix(0), &[(225, 4), (1, 4)], &[192, 0, 2, 7, 0, 0, 0, 1]);
+    assert_eq!((&row["nat_src_addr"], row.get("nat_event")), (&json!("192.0.2.7"), None));
+}
+
+#[test]
+fn rule_48_port_blocks_are_events() {
+    let fields = &[(230, 1), (8, 4), (225, 4), (361, 2), (362, 2), (363, 2), (364, 2)];
+    let record = [16, 10, 0, 0, 1, 192, 0, 2, 7, 4, 0, 7, 255, 0, 1, 4, 0];
+    let mut bench = Bench::new();
+    bench.send(&Builder9::ipfix(0).template(256, fields).set(256, &record));
+    let row = rows(&mut bench.out.nat_events).remove(0);
+    let names = ["nat_event", "port_block_start", "port_block_end", "port_block_step", "port_block_size"];
+    assert_eq!(names.map(|name| row[name].as_u64().unwrap()), [16, 1_024, 2_047, 1, 1_024]);
+}
+
+#[test]
+fn rule_35_options_data_names_the_exporter_of_flows_options_and_statistics() {
+    let options =
+        Builder9::ipfix(0).options(300, 1, &[(149, 4), (130, 4)]).set(300, &[0, 0, 0, 7, 10, 9, 8, 7]);
+    let message = options.template(256, PORTS).set(256, &[0, 1, 0, 2]);
+    for (identity, want) in [
+        (vec![IdentitySource::Agent, IdentitySource::Element, IdentitySource::Sender], "10.9.8.7"),
+        (vec![IdentitySource::Sender], "192.0.2.1"),
+        (vec![], "192.0.2.1"),
+    ] {
+        let mut bench = Bench::with(DecodeConfig { identity, ..DecodeConfig::default() });
+        let row = bench.send(&message).remove(0);
+        assert_eq!((&row["exporter_addr"], &row["agent_addr"]), (&json!(want), &json!("10.9.8.7")));
+        bench.decoder.report(1, &mut bench.out);
+        let [stats, events] = [&mut bench.out.exporter_stats, &mut bench.out.exporter_events].map(rows);
+        assert_eq!(
+            (&stats[0]["exporter_addr"], &stats[0]["sender_addr"]),
+            (&json!(want), &json!("192.0.2.1"))
+        );
+        // the first event came before anybody knew
+        assert_eq!(events[0]["exporter_addr"], "192.0.2.1");
+        bench.send(&message);
+        assert!(rows(&mut bench.out.options).iter().skip(1).all(|row| row["exporter_addr"] == want));
+    }
+}
+
+#[test]
+fn rule_07_rule_08_a_spoofed_source_changes_nothing_for_longer_than_a_refresh() {
+    let mut bench = Bench::new();
+    let owner = |sequence| Builder9::v9(sequence).template(256, PORTS);
+    let data = |sequence| Builder9::v9(sequence).set(256, &[0, 1, 0, 2]);
+    let at = |second: i64| {
+        let meta = sender(1);
+        DatagramMeta { received_us: meta.received_us + second * 1_000_000, ..meta }
+    };
+    for n in 0..10 {
+        bench.send_from(&owner(n), &at(i64::from(n)));
+    }
+    // from the owner's address and port: another template under its id, a withdrawal, a restart, many other ids
+    bench.send_from(&Builder9::v9(10).template(256, &[(11, 2), (7, 2)]), &at(10));
+    bench.send_from(&Builder9 { uptime_ms: 5, ..Builder9::v9(0) }, &at(10));
+    for n in 0..30_u16 {
+        let many = (0..80).fold(Builder9::v9(11), |message, k| message.template(1_000 + n * 80 + k, PORTS));
+        bench.send_from(&many, &at(10));
+    }
+    // from its address and other ports
+    for port in 100..200 {
+        bench.send_from(&Builder9::v9(0).template(256, &[(11, 2), (7, 2)]), &at(10));
+        bench.send_from(
+            &Builder9::v9(77).template(256, &[(11, 2), (7, 2)]),
+            &DatagramMeta { sender_port: port, ..at(10) },
+        );
+    }
+    assert_eq!(bench.send_from(&data(11), &at(11))[0]["dst_port"], 1, "poisoned until the next refresh");
+    bench.send_from(&owner(12).template(700, PORTS), &at(12));
+    assert_eq!(bench.send_from(&data(13), &at(13))[0]["dst_port"], 2, "which restores it");
+    let new = Builder9::v9(14).set(700, &[0, 1, 0, 2]);
+    assert_eq!(bench.send_from(&new, &at(14)).len(), 1, "and there is room for what is new");
+    let counters = bench.counters();
+    assert!(counters.template_collisions >= 2 && counters.sequence_resets == 0, "{counters:?}");
+}
+
+#[test]
+fn a_user_file_names_elements_and_their_columns() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("mine.tsv");
+    let text = "4242\t1\tmyTenant\tstring\t-\t-\tuser_name\n\
+        4242\t2\tmyLatency\tunsigned32\t-\tmilliseconds\trtt_us\n\
+        4242\t3\tmySource\tipv4Address\t-\t-\tsrc_addr\n\
+        4242\t4\tmyColour\tunsigned8\n";
+    std::fs::write(&path, text).unwrap();
+    let config = DecodeConfig { elements: vec![path], ..DecodeConfig::default() };
+    assert!(config.problems().is_empty());
+    let mut bench = Bench::with(config.clone());
+    let field = |id: u16, length: u16| [0x8000 | id, length, 0, 4242];
+    let words = [&[256, 6][..], &field(1, 0xffff), &field(2, 4), &field(3, 4), &field(4, 1), &[8, 4, 371, 2]];
+    let template = Builder9::ipfix(0).set(2, &bytes(&words.concat()));
+    let record = [2, b'a', b'b', 0, 0, 0, 5, 10, 0, 0, 1, 9, 10, 0, 0, 2, b'x', b'y'];
+    // before it is there, all goes to extra
+    let row = bench.send(&template.clone().set(256, &record)).remove(0);
+    assert_eq!((&row["user_name"], &row["extra"]["4242:2"]), (&json!("xy"), &json!("0x00000005")));
+    bench.decoder.shared().set_dictionary(config.dictionary().unwrap());
+    let row = bench.send(&Builder9::ipfix(1).set(256, &record)).remove(0);
+    assert_eq!((&row["user_name"], &row["rtt_us"]), (&json!("ab"), &json!(5_000)), "the user's goes first");
+    assert_eq!(row["src_addr"], "10.0.0.1");
+    let extra = &row["extra"];
+    assert_eq!((&extra["myColour"], &extra["sourceIPv4Address"]), (&json!("9"), &json!("10.0.0.2")));
+    assert_eq!(extra["userName"], "xy");
+}
+
+#[test]
+fn lists_of_records_are_written_with_the_names_of_their_elements() {
+    // template 257 is a part of the lists of 256: a subTemplateList and a subTemplateMultiList (RFC 6313)
+    let templates = Builder9::ipfix(0)
+        .template(257, &[(7, 2), (82, 0xffff)])
+        .template(256, &[(292, 0xffff), (293, 0xffff)]);
+    let inner = [0, 80, 2, b'e', b'1'];
+    let list = [&[3, 1, 1][..], &inner, &inner].concat();
+    let multi = [&[3][..], &[1, 1, 0, 9], &inner, &[9, 9, 0, 6, 7, 7]].concat();
+    let record = [&[list.len() as u8][..], &list, &[multi.len() as u8], &multi].concat();
+    let row = Bench::new().send(&templates.set(256, &record)).remove(0);
+    let one = r#"{"sourceTransportPort":80,"interfaceName":"e1"}"#;
+    assert_eq!(
+        row["extra"],
+        json!({
+            "subTemplateList": format!("[{one},{one}]"),
+            "subTemplateMultiList": format!(r#"[{one},{{"template":2313,"octets":"0x0707"}}]"#),
+        })
+    );
 }
 
 #[test]
@@ -337,6 +539,25 @@ fn rule_33_times_that_cannot_be_give_way_to_the_receive_time() {
     assert_eq!(times(good, good + day), (Some(good), Some(received), "received".into()));
     assert_eq!(times(good - 30 * day, good), (Some(good), Some(good), "received".into()));
     assert_eq!(times(0, 0), (None, None, "received".into()));
+    // what the exporter said is kept, of those records that need it
+    let times = |start: i64, end: i64| [(start / 1_000).to_be_bytes(), (end / 1_000).to_be_bytes()].concat();
+    let records = [times(good, EXPORT_US), times(0, EXPORT_US + 400 * day)].concat();
+    let message = Builder9::ipfix(0).template(256, &[(152, 8), (153, 8)]).set(256, &records);
+    let all = Bench::new().send(&message);
+    assert_eq!((all[0].get("extra"), &all[0]["time_source"]), (None, &json!("flow")));
+    assert_eq!(all[1]["extra"], json!({"exported_end_time": "2024-12-18T22:13:20.000Z"}));
+}
+
+#[test]
+fn rule_33_the_skew_of_an_exporter_is_in_its_statistics() {
+    let mut bench = Bench::new();
+    for (behind_s, want) in [(0, 250_000.0), (90, 90_250_000.0)] {
+        let export_s = EXPORT_S - behind_s;
+        bench.send(&Builder9 { export_s, ..Builder9::ipfix(0) });
+        bench.decoder.report(1, &mut bench.out);
+        let stats = rows(&mut bench.out.exporter_stats);
+        assert_eq!(stats[0]["clock_skew_us"], want);
+    }
 }
 
 #[test]
@@ -346,7 +567,7 @@ fn rule_35_the_exporter_is_who_the_record_says_it_is() {
     let all = Bench::new().send(&message);
     assert_eq!((&all[0]["exporter_addr"], &all[0]["sender_addr"]), (&json!("10.9.8.7"), &json!("192.0.2.1")));
     assert_eq!(all[0]["agent_addr"], "10.9.8.7");
-    let identity = vec![IdentitySource::Sender, IdentitySource::Agent];
+    let identity = vec![IdentitySource::Sender, IdentitySource::Element];
     let all = Bench::with(DecodeConfig { identity, ..DecodeConfig::default() }).send(&message);
     assert_eq!((&all[0]["exporter_addr"], all[0].get("sender_addr")), (&json!("192.0.2.1"), None));
 }
@@ -362,6 +583,39 @@ fn rule_37_of_several_counters_one_is_taken() {
     );
     assert_eq!(row["extra"], json!({"postOctetDeltaCount": "2", "octetTotalCount": "3"}));
     assert_eq!(one(Builder9::ipfix(0), &[(85, 4)], &[0, 0, 0, 3])["bytes"], 3);
+}
+
+#[test]
+fn rule_37_cumulative_totals_are_differenced_where_the_operator_says_so() {
+    let fields = &[(8, 4), (12, 4), (22, 4), (85, 8), (86, 4)];
+    let record = |source: u8, start: u8, bytes: u64, packets: u8| {
+        [&[10, 0, 0, source, 10, 0, 0, 9, 0, 0, 0, start][..], &bytes.to_be_bytes(), &[0, 0, 0, packets]]
+            .concat()
+    };
+    let records = [
+        record(1, 5, 100, 1),
+        record(2, 5, 700, 7),
+        record(1, 5, 350, 3),
+        // the same addresses, another flow
+        record(1, 6, 360, 4),
+        // nothing new; and a counter that began anew
+        record(2, 5, 700, 7),
+        record(1, 5, 40, 1),
+    ];
+    let message = Builder9::v9(0).template(256, fields).set(256, &records.concat());
+    let counts = |config: DecodeConfig| {
+        let all = Bench::with(config).send(&message);
+        all.iter().map(|row| ["bytes", "packets"].map(|name| row[name].as_u64().unwrap())).collect::<Vec<_>>()
+    };
+    let as_exported = [[100, 1], [700, 7], [350, 3], [360, 4], [700, 7], [40, 1]];
+    assert_eq!(counts(DecodeConfig::default()), as_exported);
+    let cumulative = ExporterConfig { difference_totals: true, ..ExporterConfig::default() };
+    let config = DecodeConfig { exporters: vec![cumulative], ..DecodeConfig::default() };
+    assert_eq!(counts(config.clone()), [[100, 1], [700, 7], [250, 2], [360, 4], [0, 0], [40, 1]]);
+    // deltas are deltas
+    let row = Bench::with(config)
+        .send(&Builder9::v9(0).template(256, &[(1, 4), (85, 4)]).set(256, &[0, 0, 0, 1, 0, 0, 0, 9]));
+    assert_eq!(row[0]["bytes"], 1);
 }
 
 #[test]
@@ -441,6 +695,56 @@ fn rule_46_mpls_labels_with_their_classes() {
     assert_eq!((&row["mpls_labels"], &row["mpls_exp"]), (&json!([100, 200]), &json!([5, 0])));
 }
 
+/// A record of v1, v5 or v7: each column has a value of its own.
+#[test]
+fn netflow_1_5_and_7_have_their_fields_where_cisco_put_them() {
+    let common = [
+        &[10, 0, 0, 1, 10, 0, 0, 2, 10, 0, 0, 3, 0, 4, 0, 5][..],
+        &6_u32.to_be_bytes(),
+        &700_u32.to_be_bytes(),
+        &(UPTIME_MS - 9_000).to_be_bytes(),
+        &(UPTIME_MS - 1_000).to_be_bytes(),
+        &[0, 80, 1, 187],
+    ]
+    .concat();
+    let v1 = [&common[..], &[0, 0, 6, 0xb8, 0x1b, 0, 0, 0], &[0; 8]].concat();
+    let v5 = [&common[..], &[0, 0x1b, 6, 0xb8, 0, 65, 0, 66, 24, 16, 0, 0]].concat();
+    let v7 = [&v5[..], &[10, 0, 0, 9]].concat();
+    for (version, record, header) in [(1_u16, v1, 16), (5, v5, 24), (7, v7, 24)] {
+        let mut datagram = bytes(&[version, 1]);
+        for word in [UPTIME_MS, EXPORT_S, 500_000_000, 77] {
+            datagram.extend(word.to_be_bytes());
+        }
+        // engine 2:3, sampled 1 in 100
+        datagram.extend([2, 3, 0x40, 100]);
+        datagram.truncate(header);
+        datagram.extend(&record);
+        let mut bench = Bench::new();
+        let outcome = bench.decoder.decode(&datagram, &sender(1), &mut bench.out);
+        assert_eq!((outcome.rejected, outcome.sets_rejected), (None, 0), "v{version}");
+        let row = rows(&mut bench.out.flows).remove(0);
+        let want = json!({
+            "proto_ver": format!("netflow{version}"), "src_addr": "10.0.0.1", "dst_addr": "10.0.0.2",
+            "next_hop": "10.0.0.3", "in_if": 4, "out_if": 5, "packets": 6, "bytes": 700, "src_port": 80,
+            "dst_port": 443, "ip_protocol": 6, "tos": 0xb8, "tcp_flags": 0x1b,
+            "start_time": EXPORT_US + 500_000 - 9_000_000, "end_time": EXPORT_US + 500_000 - 1_000_000,
+        });
+        for (name, want) in want.as_object().unwrap() {
+            assert_eq!(&row[name], want, "v{version} {name}");
+        }
+        let as_and_masks = ["src_as", "dst_as", "src_mask", "dst_mask"].map(|name| row.get(name).cloned());
+        let want = if version == 1 { [const { None }; 4] } else { [65, 66, 24, 16].map(|n| Some(json!(n))) };
+        assert_eq!(as_and_masks, want, "v{version}");
+        let (domain, rate) = if version == 5 { (2 << 8 | 3, Some(json!(100.0))) } else { (0, None) };
+        assert_eq!((&row["observation_domain"], row.get("sampling_rate")), (&json!(domain), rate.as_ref()));
+        if version == 7 {
+            assert_eq!(row["extra"], json!({"ipv4RouterSc": "10.0.0.9"}));
+        }
+    }
+    let outcome = Bench::new().decoder.decode(&[0, 8, 0, 0], &sender(1), &mut Batches::new());
+    assert_eq!(outcome.rejected, Some(RejectReason::NetFlow8));
+}
+
 #[test]
 fn rule_48_events_without_volume_are_no_flows() {
     let mut bench = Bench::new();
@@ -463,11 +767,40 @@ fn rule_50_classes_of_service() {
 }
 
 #[test]
+fn rule_41_junipers_exceptions_are_dropped_packets() {
+    let property = [0x8000 | 137, 2, 0, 2636];
+    let set = bytes(&[&[256, 4, 7, 2][..], &property, &property, &property].concat());
+    // interfaces (types 1 and 4) and an exception (type 2)
+    let record = |exception: u8| [0, 1, 0x04, 9, 0x08, exception, 0x10, 7];
+    let records = [record(0), record(66)].concat();
+    let all = Bench::new().send(&Builder9::ipfix(0).set(2, &set).set(256, &records));
+    assert_eq!((&all[0]["forwarding_status"], &all[1]["forwarding_status"]), (&json!(64), &json!(128)));
+    assert_eq!(all[1]["extra"].as_object().unwrap().len(), 3);
+}
+
+#[test]
 fn rule_51_unknown_elements_are_kept_by_number_and_bad_text_as_it_is() {
     let set = bytes(&[256, 3, 7, 2, 0x8000 | 77, 2, 0, 4_242, 82, 4]);
     let record = [0, 1, 0xab, 0xcd, b'e', 0xff, b'0', 0];
-    let all = Bench::new().send(&Builder9::ipfix(0).set(2, &set).set(256, &record));
+    let mut bench = Bench::new();
+    let message = Builder9::ipfix(0).set(2, &set).set(256, &record);
+    let all = bench.send(&message);
     assert_eq!(all[0]["extra"], json!({"4242:77": "0xabcd", "interfaceName": "e\u{fffd}0"}));
+    // and told of, once a template
+    bench.send(&message);
+    bench.decoder.report(0, &mut bench.out);
+    let events = rows(&mut bench.out.exporter_events);
+    let told: Vec<_> = events.iter().filter(|event| event["event"] == "unknown_elements").collect();
+    assert_eq!(
+        (told.len(), &told[0]["detail"], &told[0]["template_id"]),
+        (1, &json!("4242:77"), &json!(256))
+    );
+    // text columns count what is no UTF-8
+    let mut bench = Bench::new();
+    let all = bench
+        .send(&Builder9::ipfix(0).template(256, &[(371, 3)]).set(256, &[b'a', 0xff, b'b', b'o', b'k', 0]));
+    assert_eq!((&all[0]["user_name"], &all[1]["user_name"]), (&json!("a\u{fffd}b"), &json!("ok")));
+    assert_eq!(bench.counters().bad_texts, 1);
 }
 
 #[test]
@@ -481,7 +814,7 @@ fn application_names_come_from_the_options_data() {
     let options = rows(&mut bench.out.options);
     assert_eq!(
         (&options[0]["scope"], &options[0]["fields"]),
-        (&json!({"applicationId": "0x03000035"}), &json!({"applicationName": "dns"}))
+        (&json!({"applicationId": "3:53"}), &json!({"applicationName": "dns"}))
     );
 }
 
@@ -502,10 +835,39 @@ fn a_sampled_frame_fills_the_columns_that_the_record_has_not() {
 }
 
 #[test]
+fn a_section_ends_and_begins_where_the_exporter_says() {
+    let ip = [0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 3, 232, 0, 53, 0, 8, 0, 0];
+    // padded to forty octets: the ones behind the packet are none of it
+    let padded = [&ip[..22], &[0xff; 18]].concat();
+    let fields = &[(410, 2), (409, 2), (313, 40)];
+    let row = |exported: u8, offset: u8| {
+        one(Builder9::ipfix(0), fields, &[&[0, exported, 0, offset][..], &padded].concat())
+    };
+    let cut = row(22, 0);
+    assert_eq!((&cut["dst_addr"], cut.get("src_port")), (&json!("10.0.0.2"), None));
+    assert_eq!(cut["frame_truncated"], true);
+    assert_eq!(row(22, 14).get("dst_addr"), None);
+    // NetFlow v9's section of a frame
+    let frame = [&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0][..], &ip].concat();
+    let row = one(Builder9::v9(0), &[(104, frame.len() as u16)], &frame);
+    assert_eq!((&row["dst_port"], &row["src_mac"]), (&json!(53), &json!("02:00:00:00:00:02")));
+    // what follows a label stack; a frame that is not Ethernet
+    assert_eq!(one(Builder9::ipfix(0), &[(317, ip.len() as u16)], &ip)["dst_port"], 53);
+    let wireless = [&[0, 2][..], &frame].concat();
+    let row = one(Builder9::ipfix(0), &[(408, 2), (315, frame.len() as u16)], &wireless);
+    assert_eq!(row.get("src_addr"), None);
+}
+
+#[test]
 fn a_restart_decodes_at_once_with_what_was_saved() {
     let mut bench = Bench::new();
     let options = Builder9::v9(0).options(300, 1, &[(1, 4), (34, 4)]).set(300, &[0, 0, 0, 1, 0, 0, 0, 10]);
-    bench.send(&options.template(256, PORTS));
+    let options = options.template(256, PORTS);
+    for sequence in 0..10 {
+        let meta = sender(50_000);
+        let meta = DatagramMeta { received_us: meta.received_us + i64::from(sequence) * 1_000_000, ..meta };
+        bench.send_from(&Builder9 { sequence, ..options.clone() }, &meta);
+    }
     let saved = bench.decoder.shared().snapshot();
     let shared = Arc::new(SharedState::new());
     assert_eq!(shared.restore(&saved, &DecodeConfig::default()).unwrap(), 2);
@@ -548,4 +910,23 @@ fn exporter_stats_are_differences() {
     );
     assert_eq!((of("sequence_lost"), of("sequence_reordered")), (vec![0, 2, 1], vec![0, 0, 1]));
     assert_eq!(bench.counters().sequence_lost, 3);
+}
+
+#[test]
+fn exporter_stats_give_back_what_came_late() {
+    let mut bench = Bench::new();
+    let report = |bench: &mut Bench| {
+        bench.decoder.report(1, &mut bench.out);
+        let row = rows(&mut bench.out.exporter_stats).remove(0);
+        ["sequence_lost", "sequence_recovered"].map(|name| row[name].as_u64().unwrap())
+    };
+    bench.send(&Builder9::v9(0));
+    bench.send(&Builder9::v9(3));
+    assert_eq!(report(&mut bench), [2, 0]);
+    bench.send(&Builder9::v9(1));
+    assert_eq!(report(&mut bench), [0, 1]);
+    bench.send(&Builder9::v9(5));
+    bench.send(&Builder9::v9(2));
+    assert_eq!(report(&mut bench), [0, 0]);
+    assert_eq!(bench.counters().sequence_lost, 1);
 }

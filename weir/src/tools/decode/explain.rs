@@ -23,7 +23,7 @@ const VALUE_WIDTH: usize = 30;
 pub(super) fn run(args: &DecodeArgs) -> Result<(), ToolError> {
     let mut input = Input::open(&args.file)?;
     let mut out = output(args)?;
-    let mut explainer = Explainer::new(decode_config());
+    let mut explainer = Explainer::new(decode_config(args)?);
     let mut seen = Seen::default();
     let mut text = Vec::new();
     let ended = loop {

@@ -30,7 +30,7 @@ struct Total {
 pub(super) fn run(args: &DecodeArgs) -> Result<(), ToolError> {
     let mut input = Input::open(&args.file)?;
     let mut out = output(args)?;
-    let mut both = SecondOpinion::new(&decode_config())
+    let mut both = SecondOpinion::new(&decode_config(args)?)
         .map_err(|error| ToolError::Failed(format!("cannot start the second decoder: {error}")))?;
     let mut total = Total::default();
     let jsonl = args.format == Some(Format::Jsonl);

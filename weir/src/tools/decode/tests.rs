@@ -39,6 +39,8 @@ fn decode(path: &Path, format: Format, table: Option<Table>) -> Vec<u8> {
         stats: false,
         explain: false,
         second_opinion: false,
+        config: None,
+        elements: Vec::new(),
         output: Some(output.clone()),
         quiet: true,
     };
@@ -137,6 +139,8 @@ fn a_cut_capture_gives_its_beginning_and_fails() {
         stats: false,
         explain: false,
         second_opinion: false,
+        config: None,
+        elements: Vec::new(),
         output: Some(output.clone()),
         quiet: true,
     };

@@ -172,6 +172,23 @@ fn heavy() -> Vec<(&'static str, Vec<u8>)> {
                 &[counter_sample(5, &[record(10, Words::of(&[1, 1, 1, 1, 1_600]).and(&words[..16_000]))])],
             ),
         ),
+        (
+            "queues",
+            samples(&counter_sample(
+                5,
+                &(0..64).map(|n| record(1003, Words::of(&[n; 13]))).collect::<Vec<_>>(),
+            )),
+        ),
+        (
+            "hosts",
+            samples(&counter_sample(
+                2 << 24 | 1,
+                &[
+                    record(2000, Words::default().opaque(b"h").bytes(&[1; 16]).and(&[1, 1]).opaque(b"1")),
+                    record(2003, Words::of(&[1; 20])),
+                ],
+            )),
+        ),
         ("headers of labels", samples(&sample(1, &[header(13, &[0, 1, 0, 255].repeat(32))]))),
         (
             "headers of extension headers",

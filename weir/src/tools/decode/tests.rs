@@ -158,6 +158,8 @@ fn mode(path: &Path, format: Option<Format>, explain: bool) -> DecodeArgs {
         table: None,
         port: None,
         stats: false,
+        config: None,
+        elements: Vec::new(),
         explain,
         second_opinion: !explain,
         output: Some(path.with_extension("out")),

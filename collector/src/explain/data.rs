@@ -278,7 +278,8 @@ fn inside(plan: &Plan, field: Field, octets: &[u8]) -> Option<Link> {
     }
     let sampled = plan.rows.sampled?;
     match (id, sampled.section) {
-        (315, Section::Frame) => Some(Link::Ethernet),
+        (104 | 315, Section::Frame) => Some(Link::Ethernet),
+        (317, Section::Labelled) => Some(Link::Labelled),
         (313, Section::Packet) => Some(Link::Ip),
         _ => None,
     }

@@ -141,6 +141,7 @@ fn rows(plan: &RowPlan, all: &mut [Destination], prefix: &str) {
         let what = match sampled.section {
             Section::Frame => "a frame from its Ethernet header on (RFC 7133)",
             Section::Packet => "a packet from its IP header on (RFC 5477)",
+            Section::Labelled => "a packet behind its label stack (RFC 5477)",
             Section::Payload(_) => "a packet behind its IP header (RFC 5477)",
         };
         put(sampled.span, "", Some(format!("{what}: fills the columns that the record has nothing for")));
@@ -151,6 +152,24 @@ fn rows(plan: &RowPlan, all: &mut [Destination], prefix: &str) {
                 Some("the size on the wire, where the record has no octets of its own".into()),
             );
         }
+    }
+    if let Some(sampled) = &plan.sampled {
+        for (span, what) in [
+            (sampled.exported, "octets of the section: what follows them in the field is padding (RFC 7133)"),
+            (sampled.offset, "octets before the section: it is read only where there are none (RFC 7133)"),
+            (sampled.kind, "the kind of frame: only Ethernet (1) is read (RFC 7133)"),
+        ] {
+            if let Some(span) = span {
+                put(span, "", Some(what.into()));
+            }
+        }
+    }
+    for span in &plan.properties {
+        put(
+            *span,
+            "forwarding_status",
+            Some("Junos: type 2 is the exception for which the packet was dropped".into()),
+        );
     }
     for extra in &plan.extras {
         put(extra.span, &format!("extra.{}", extra.name), None);

@@ -205,7 +205,7 @@ impl Explanation<'_> {
                 format!("its template came with datagram {number}")
             }
             Some((port, number)) => format!(
-                "its template came from port {port} with datagram {number}: all ports of the exporter agree on it"
+                "its template came from port {port} with datagram {number}: all ports of the exporter agree on it, and are silent or many (rule 9)"
             ),
             None => "its template came before this capture".to_owned(),
         }

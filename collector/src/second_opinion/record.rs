@@ -12,6 +12,7 @@ use crate::cells::Cells;
 use crate::decode::compile::{Clock, Plan, Rate, RowPlan, Span};
 use crate::decode::format::{Around, decimal, instant, trimmed, write_value};
 use crate::decode::mapping::Conversion;
+use crate::decode::run::application_id;
 use crate::decode::wire::ntp_us;
 
 /// What a record needs of its message.
@@ -295,7 +296,15 @@ impl Compared<'_> {
         let mut text = Vec::new();
         let around = Around { near_us, dictionary: Dictionary::builtin(), templates: None };
         write_value(&mut text, extra.data_type, &field.octets, &around);
-        let by_octets = String::from_utf8_lossy(&text).into_owned();
+        let mut by_octets = String::from_utf8_lossy(&text).into_owned();
+        // of options data weir writes an application's id as it does in flows
+        let is_application =
+            self.plan.identities.get(at).is_some_and(|(enterprise, id, _)| (*enterprise, *id) == (0, 95));
+        if let Some(application) =
+            application_id(&field.octets).filter(|_| is_application && self.plan.is_options())
+        {
+            by_octets = application;
+        }
         let column = format!("{column}.{}", extra.name);
         let (span, data_type) = (extra.span, extra.data_type);
         // first what they took for the field, then what they read in it

@@ -533,7 +533,9 @@ fn options_record(model: &Model, v9: bool, base: &Row, choices: &mut Choices<'_>
         map.insert(field.name.clone(), json!(text));
     }
     row.insert("scope".into(), Value::Object(scope));
-    row.insert("fields".into(), Value::Object(fields));
+    if !fields.is_empty() {
+        row.insert("fields".into(), Value::Object(fields));
+    }
     (octets, row)
 }
 

@@ -24,6 +24,8 @@ use super::stats::{Event, Events};
 use super::template::{Definition, Template, parse_set};
 use super::{Batches, DatagramMeta, DecodeCounters, fixed};
 
+/// Templates of a datagram for which others may make room.
+const MAX_EVICTIONS: usize = 32;
 /// Unknown elements of a template that are named in an event.
 const MAX_NAMED: usize = 20;
 /// An uptime that goes back by more is a restart, not a late datagram.
@@ -624,7 +626,10 @@ impl Pass<'_, '_> {
             Definition::Template(template) => {
                 let id = template.id;
                 self.state.counters.templates += 1;
-                match self.shared.define(&self.lookup.domain, self.port, &template, now_us, self.config) {
+                // to find out which one makes room takes a look at all of them
+                let may_evict = defined.len() < MAX_EVICTIONS;
+                let domain = &self.lookup.domain;
+                match self.shared.define(domain, self.port, &template, now_us, may_evict, self.config) {
                     Defined::Refused => return Some(RejectReason::TemplateLimit),
                     Defined::Replaced => {
                         self.state.counters.template_collisions += 1;

@@ -80,7 +80,7 @@ pub(crate) struct SetOutcome {
 /// No datagram of real flows comes near so many records of one set; a hostile template of one octet would.
 const MAX_RECORDS: usize = 16_384;
 /// Nor do they have so many entries of `extra` in one set.
-const MAX_EXTRAS: usize = 24_576;
+const MAX_EXTRAS: usize = 16_384;
 
 /// Decodes a data set of flow records.
 pub(crate) fn run_set(

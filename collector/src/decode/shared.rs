@@ -247,13 +247,14 @@ impl SharedState {
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Takes in a template of a session.
+    /// Takes in a template of a session. `may_evict`: where the session is full, another one makes room.
     pub(crate) fn define(
         &self,
         domain: &SharedDomain,
         port: u16,
         template: &Template,
         now_us: i64,
+        may_evict: bool,
         config: &DecodeConfig,
     ) -> Defined {
         let mut sessions = domain.sessions.write();
@@ -275,7 +276,11 @@ impl SharedState {
         let established = domain.established.load(Ordering::Relaxed);
         let most =
             if established { config.max_templates } else { PROBATION_TEMPLATES.min(config.max_templates) };
-        if before.is_none() && session.templates.len() >= most {
+        let full = before.is_none() && session.templates.len() >= most;
+        if full && !may_evict {
+            return Defined::Refused;
+        }
+        if full {
             // what was never refreshed is the most likely to be invented: the exporter's own stay
             let last =
                 session.templates.iter().min_by_key(|(_, entry)| (entry.interval_us > 0, entry.refreshed_us));

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use datafusion::common::utils::datafusion_strsim;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// `[store]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,7 +25,9 @@ pub struct StoreConfig {
     pub zstd_level: i32,
     /// Rows of a Parquet row group.
     pub row_group_rows: usize,
-    /// Days that a table keeps, by SQL name (`flows`, `flows_1m`, …); 0 keeps for ever.
+    /// Days that a table keeps, by SQL name (`flows`, `flows_1m`, …); 0 keeps for ever. Tables that are not named keep
+    /// these defaults.
+    #[serde(deserialize_with = "over_the_defaults")]
     pub retention_days: BTreeMap<String, u32>,
     /// Files below half of this are merged.
     pub compact_to_bytes: u64,
@@ -42,20 +45,33 @@ pub struct StoreConfig {
     pub quarantine_bytes: u64,
 }
 
+/// How long tables keep unless the configuration says otherwise.
+const RETENTION_DAYS: [(&str, u32); 10] = [
+    ("flows", 30),
+    ("nat_events", 30),
+    ("discards", 30),
+    ("interface_counters", 90),
+    ("options", 30),
+    ("exporter_stats", 90),
+    ("exporter_events", 365),
+    ("flows_1m", 365),
+    ("top_talkers", 365),
+    ("qos_1m", 365),
+];
+
+fn retention_days() -> BTreeMap<String, u32> {
+    RETENTION_DAYS.into_iter().map(|(name, days)| (name.to_owned(), days)).collect()
+}
+
+/// A configured table of days changes those that it names.
+fn over_the_defaults<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, u32>, D::Error> {
+    let mut days = retention_days();
+    days.extend(BTreeMap::deserialize(deserializer)?);
+    Ok(days)
+}
+
 impl Default for StoreConfig {
     fn default() -> Self {
-        let days = [
-            ("flows", 30),
-            ("nat_events", 30),
-            ("discards", 30),
-            ("interface_counters", 90),
-            ("options", 30),
-            ("exporter_stats", 90),
-            ("exporter_events", 365),
-            ("flows_1m", 365),
-            ("top_talkers", 365),
-            ("qos_1m", 365),
-        ];
         StoreConfig {
             url: String::new(),
             options: BTreeMap::new(),
@@ -63,8 +79,8 @@ impl Default for StoreConfig {
             commit_bytes: 96 << 20,
             hot_bytes: 256 << 20,
             zstd_level: 1,
-            row_group_rows: 524_288,
-            retention_days: days.into_iter().map(|(name, days)| (name.to_owned(), days)).collect(),
+            row_group_rows: 262_144,
+            retention_days: retention_days(),
             compact_to_bytes: 128 << 20,
             compact_min_files: 8,
             maintenance_interval_s: 60,
@@ -93,10 +109,12 @@ impl StoreConfig {
         check(self.compact_min_files < 2, "compact_min_files: at least 2");
         check(self.checkpoint_commits == 0, "checkpoint_commits: at least 1");
         check(self.maintenance_interval_s == 0, "maintenance_interval_s: at least 1");
-        let known = StoreConfig::default().retention_days;
-        for name in self.retention_days.keys().filter(|name| !known.contains_key(*name)) {
-            let all: Vec<_> = known.keys().map(String::as_str).collect();
-            problems.push(format!("retention_days: no table `{name}`; there are {}", all.join(", ")));
+        let is_known = |name: &str| RETENTION_DAYS.iter().any(|(known, _)| *known == name);
+        for name in self.retention_days.keys().filter(|name| !is_known(name)) {
+            let distance = |known: &str| datafusion_strsim::levenshtein(name, known);
+            let nearest = RETENTION_DAYS.iter().map(|(known, _)| *known).min_by_key(|known| distance(known));
+            let nearest = nearest.unwrap_or_default();
+            problems.push(format!("retention_days: there is no table `{name}`; the nearest is `{nearest}`"));
         }
         problems
     }
@@ -121,7 +139,15 @@ mod tests {
         let mut config = StoreConfig { zstd_level: 0, ..StoreConfig::default() };
         config.retention_days.insert("flow".into(), 3);
         assert_eq!(config.problems().len(), 2, "{:?}", config.problems());
+        assert!(config.problems()[1].ends_with("no table `flow`; the nearest is `flows`"));
         assert!(serde_json::from_str::<StoreConfig>(r#"{"commit_interval": 3}"#).is_err());
+        // a table that is not named keeps as long as by default, not for ever
+        let named: StoreConfig =
+            serde_json::from_str(r#"{"retention_days": {"flows": 90, "qos_1m": 0}}"#).unwrap();
+        let mut wanted = StoreConfig::default().retention_days;
+        wanted.insert("flows".into(), 90);
+        wanted.insert("qos_1m".into(), 0);
+        assert_eq!(named.retention_days, wanted);
         let partial: StoreConfig = serde_json::from_str(r#"{"commit_interval_ms": 3000}"#).unwrap();
         assert_eq!(partial, StoreConfig { commit_interval_ms: 3_000, ..StoreConfig::default() });
     }

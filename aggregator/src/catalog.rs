@@ -64,12 +64,12 @@ const VIEWS: &[(&str, &str)] = &[
     ("discards", flow_view!("discards_raw")),
     (
         "flows_1m",
-        "SELECT window_start, exporter_addr, in_if, out_if, ip_protocol, dscp, \
+        "SELECT window_start, exporter_addr, in_if, out_if, ip_protocol, dscp, src_as, dst_as, \
          sum(flows) AS flows, sum(bytes) AS bytes, sum(packets) AS packets, \
          sum(est_bytes) AS est_bytes, sum(est_packets) AS est_packets, \
          sum(unknown_sampling_flows) AS unknown_sampling_flows \
          FROM flows_1m_parts \
-         GROUP BY window_start, exporter_addr, in_if, out_if, ip_protocol, dscp",
+         GROUP BY window_start, exporter_addr, in_if, out_if, ip_protocol, dscp, src_as, dst_as",
     ),
     (
         "top_talkers",

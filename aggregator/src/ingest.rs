@@ -312,7 +312,7 @@ impl Reader<'_> {
         metrics.messages.inc();
         match opened {
             Opened::Batch(table, batch) => {
-                let bytes = batch.get_array_memory_size();
+                let bytes = hot::bytes(&batch);
                 batches.entry(table).or_default().push(Arc::new(HotBatch {
                     partition,
                     offset,

@@ -3,9 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::{
-    ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt64Array,
-};
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, TimestampMicrosecondArray, UInt64Array};
 use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -26,7 +24,8 @@ use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
 
-use crate::store::{Content, DataFile, OBJECT_STORE_URL, Snapshot, StoreTable, align};
+use crate::hot;
+use crate::store::{Content, DataFile, OBJECT_STORE_URL, Snapshot, StoreTable};
 
 /// Read this much of a file's end at first: the footer of a data file fits.
 const FOOTER_BYTES: usize = 64 << 10;
@@ -111,20 +110,11 @@ impl StoreProvider {
         let mut spread: Vec<Vec<RecordBatch>> = vec![Vec::new(); partitions.clamp(1, batches.len().max(1))];
         let width = spread.len();
         for (index, batch) in batches.iter().enumerate() {
-            spread[index % width].push(project(batch, &schema)?);
+            spread[index % width].push(hot::align(batch, &schema)?);
         }
         let source = MemorySourceConfig::try_new(&spread, schema, None)?;
         Ok(DataSourceExec::from_data_source(source))
     }
-}
-
-/// `batch` with the columns of `schema`, also where these are none.
-fn project(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
-    if schema.fields().is_empty() {
-        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        return Ok(RecordBatch::try_new_with_options(Arc::clone(schema), Vec::new(), &options)?);
-    }
-    align(batch, schema).map_err(|error| DataFusionError::External(Box::new(error)))
 }
 
 fn rows(file: &DataFile) -> usize {

@@ -13,14 +13,14 @@ use arrow::error::ArrowError;
 use arrow::row::{RowConverter, SortField};
 use foldhash::fast::RandomState;
 
-use super::{Col, Rollup, Sums, Volume, dscp_class, measures};
+use super::{Col, Rollup, Sums, Volume, dscp_class, longs, measures, shorts};
 
 pub(super) type Groups<K> = HashMap<K, Sums, RandomState>;
 
 /// What stands for NULL in a key; no column's value reaches it.
 pub(super) const NONE: i64 = i64::MIN;
 
-#[derive(PartialEq, Eq, Hash, PartialOrd, Ord, Clone, Copy)]
+#[derive(PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
 struct FlowsKey {
     window: i64,
     exporter: Option<u128>,
@@ -29,6 +29,23 @@ struct FlowsKey {
     /// Protocol and DSCP side by side, -1 for NULL.
     protocol: i16,
     dscp: i16,
+    src_as: i64,
+    dst_as: i64,
+}
+
+/// An address in two words' worth of hash: the halves of an IPv6 address differ by themselves.
+fn folded(address: Option<u128>) -> u64 {
+    address.map_or(0, |address| address as u64 ^ ((address >> 64) as u64).rotate_left(32))
+}
+
+impl std::hash::Hash for FlowsKey {
+    /// Three words say nearly all: what they leave out, equality tells apart.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        let class = u64::from(self.protocol.cast_unsigned()) | u64::from(self.dscp.cast_unsigned()) << 16;
+        state.write_u64(folded(self.exporter) ^ self.window.cast_unsigned().rotate_left(17));
+        state.write_u64((self.in_if ^ self.out_if.rotate_left(32)).cast_unsigned());
+        state.write_u64((self.src_as ^ self.dst_as.rotate_left(32)).cast_unsigned() ^ class.rotate_left(40));
+    }
 }
 
 fn dscp(tos: Option<i16>) -> i16 {
@@ -44,11 +61,11 @@ pub(super) fn addresses(values: impl Iterator<Item = Option<u128>>) -> Result<Ar
     Ok(Arc::new(FixedSizeBinaryArray::try_from_sparse_iter_with_size(bytes, 16)?))
 }
 
-pub(super) fn longs(values: impl Iterator<Item = i64>) -> ArrayRef {
+pub(super) fn long_array(values: impl Iterator<Item = i64>) -> ArrayRef {
     Arc::new(Int64Array::from_iter(values.map(|value| (value != NONE).then_some(value))))
 }
 
-pub(super) fn shorts(values: impl Iterator<Item = i16>) -> ArrayRef {
+pub(super) fn short_array(values: impl Iterator<Item = i16>) -> ArrayRef {
     Arc::new(Int16Array::from_iter(values.map(|value| (value >= 0).then_some(value))))
 }
 
@@ -62,10 +79,11 @@ fn sorted<K: Ord>(groups: Groups<K>) -> (Vec<K>, Vec<Sums>) {
 pub(super) fn flows_1m(flows: &[RecordBatch]) -> Result<RecordBatch, ArrowError> {
     let mut groups: Groups<FlowsKey> = Groups::default();
     for batch in flows {
-        let volume = Volume::new(batch);
+        let volume = Volume::new(batch)?;
         let exporter = Col::addresses(batch, "exporter_addr");
-        let (in_if, out_if) = (Col::longs(batch, "in_if"), Col::longs(batch, "out_if"));
-        let (protocol, tos) = (Col::shorts(batch, "ip_protocol"), Col::shorts(batch, "tos"));
+        let (in_if, out_if) = (longs(batch, "in_if")?, longs(batch, "out_if")?);
+        let (protocol, tos) = (shorts(batch, "ip_protocol")?, shorts(batch, "tos")?);
+        let (src_as, dst_as) = (longs(batch, "src_as")?, longs(batch, "dst_as")?);
         for row in 0..batch.num_rows() {
             let mut key = FlowsKey {
                 window: 0,
@@ -74,6 +92,8 @@ pub(super) fn flows_1m(flows: &[RecordBatch]) -> Result<RecordBatch, ArrowError>
                 out_if: out_if.get(row).unwrap_or(NONE),
                 protocol: protocol.get(row).unwrap_or(-1),
                 dscp: dscp(tos.get(row)),
+                src_as: src_as.get(row).unwrap_or(NONE),
+                dst_as: dst_as.get(row).unwrap_or(NONE),
             };
             volume.spread(row, |window, share| {
                 key.window = window;
@@ -85,16 +105,18 @@ pub(super) fn flows_1m(flows: &[RecordBatch]) -> Result<RecordBatch, ArrowError>
     let mut columns = vec![
         times(keys.iter().map(|key| key.window)),
         addresses(keys.iter().map(|key| key.exporter))?,
-        longs(keys.iter().map(|key| key.in_if)),
-        longs(keys.iter().map(|key| key.out_if)),
-        shorts(keys.iter().map(|key| key.protocol)),
-        shorts(keys.iter().map(|key| key.dscp)),
+        long_array(keys.iter().map(|key| key.in_if)),
+        long_array(keys.iter().map(|key| key.out_if)),
+        short_array(keys.iter().map(|key| key.protocol)),
+        short_array(keys.iter().map(|key| key.dscp)),
+        long_array(keys.iter().map(|key| key.src_as)),
+        long_array(keys.iter().map(|key| key.dst_as)),
     ];
     columns.extend(measures(&sums));
     RecordBatch::try_new(Rollup::Flows1m.schema(), columns)
 }
 
-#[derive(PartialEq, Eq, Hash, PartialOrd, Ord, Clone, Copy)]
+#[derive(PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
 struct QosKey {
     window: i64,
     exporter: Option<u128>,
@@ -103,13 +125,21 @@ struct QosKey {
     dscp: i16,
 }
 
+impl std::hash::Hash for QosKey {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        let class = u64::from(self.dscp.cast_unsigned()) << 1 | u64::from(self.out);
+        state.write_u64(folded(self.exporter) ^ self.window.cast_unsigned().rotate_left(17));
+        state.write_u64(self.interface.cast_unsigned() ^ class.rotate_left(40));
+    }
+}
+
 pub(super) fn qos_1m(flows: &[RecordBatch]) -> Result<RecordBatch, ArrowError> {
     let mut groups: Groups<QosKey> = Groups::default();
     for batch in flows {
-        let volume = Volume::new(batch);
+        let volume = Volume::new(batch)?;
         let exporter = Col::addresses(batch, "exporter_addr");
-        let (in_if, out_if) = (Col::longs(batch, "in_if"), Col::longs(batch, "out_if"));
-        let tos = Col::shorts(batch, "tos");
+        let (in_if, out_if) = (longs(batch, "in_if")?, longs(batch, "out_if")?);
+        let tos = shorts(batch, "tos")?;
         for row in 0..batch.num_rows() {
             let (exporter, dscp) = (exporter.get(row), dscp(tos.get(row)));
             let interfaces = [(false, in_if.get(row)), (true, out_if.get(row))];
@@ -129,8 +159,8 @@ pub(super) fn qos_1m(flows: &[RecordBatch]) -> Result<RecordBatch, ArrowError> {
         times(keys.iter().map(|key| key.window)),
         addresses(keys.iter().map(|key| key.exporter))?,
         Arc::new(StringArray::from_iter(direction)) as ArrayRef,
-        longs(keys.iter().map(|key| key.interface)),
-        shorts(keys.iter().map(|key| key.dscp)),
+        long_array(keys.iter().map(|key| key.interface)),
+        short_array(keys.iter().map(|key| key.dscp)),
         Arc::new(StringArray::from_iter(class)),
     ];
     columns.extend(measures(&sums));

@@ -14,12 +14,9 @@ use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, AsArray, FixedSizeBinaryArray, Float64Array, Int16Array, Int32Array, Int64Array,
-    RecordBatch,
+    PrimitiveArray, RecordBatch, TimestampMicrosecondArray,
 };
-use arrow::datatypes::{
-    DataType, Field, Float64Type, Int16Type, Int32Type, Int64Type, Schema, SchemaRef, TimeUnit,
-    TimestampMicrosecondType,
-};
+use arrow::datatypes::{ArrowPrimitiveType, DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 
 pub use talkers::TOP_K;
@@ -33,7 +30,7 @@ const LONGEST_US: i64 = 86_400_000_000;
 /// The rollups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Rollup {
-    /// Per exporter, interface pair, protocol and class.
+    /// Per exporter, interface pair, protocol, class and pair of ASs.
     Flows1m,
     /// Per window and dimension the largest keys, and the rest as one row.
     TopTalkers,
@@ -64,6 +61,8 @@ impl Rollup {
                 field("out_if", DataType::Int64),
                 field("ip_protocol", DataType::Int16),
                 field("dscp", DataType::Int16),
+                field("src_as", DataType::Int64),
+                field("dst_as", DataType::Int64),
             ],
             Rollup::TopTalkers => vec![
                 field("dimension", DataType::Utf8),
@@ -104,7 +103,7 @@ impl Rollup {
         Arc::new(Schema::new(self.keys().into_iter().chain(measures).collect::<Vec<_>>()))
     }
 
-    /// The partial rows of `flows` (SQL types, absent columns absent).
+    /// The partial rows of `flows` (types of the log or of SQL, absent columns absent).
     pub fn compute(self, flows: &[RecordBatch]) -> Result<RecordBatch, ArrowError> {
         match self {
             Rollup::Flows1m => group::flows_1m(flows),
@@ -153,40 +152,46 @@ fn measures(sums: &[Sums]) -> Vec<ArrayRef> {
     ]
 }
 
-/// A column of a batch, or none: rows of an absent column are NULL.
-struct Col<'a, A>(Option<&'a A>);
+/// A column of a batch, or none: rows of an absent column are NULL. Numbers are widened to their SQL types.
+struct Col<A>(Option<A>);
 
-macro_rules! column {
-    ($name:ident $array:ty, $value:ty, $cast:expr) => {
-        impl<'a> Col<'a, $array> {
-            fn $name(batch: &'a RecordBatch, name: &str) -> Self {
-                let cast: fn(&'a ArrayRef) -> Option<&'a $array> = $cast;
-                Col(batch.column_by_name(name).and_then(cast))
-            }
-        }
-    };
-}
+impl<T: ArrowPrimitiveType> Col<PrimitiveArray<T>> {
+    fn numbers(batch: &RecordBatch, name: &str, kind: &DataType) -> Result<Self, ArrowError> {
+        let Some(column) = batch.column_by_name(name) else { return Ok(Col(None)) };
+        Ok(Col(crate::hot::to_sql(column, kind)?.as_primitive_opt::<T>().cloned()))
+    }
 
-column!(shorts Int16Array, i16, |array| array.as_primitive_opt::<Int16Type>());
-column!(ints Int32Array, i32, |array| array.as_primitive_opt::<Int32Type>());
-column!(longs Int64Array, i64, |array| array.as_primitive_opt::<Int64Type>());
-column!(doubles Float64Array, f64, |array| array.as_primitive_opt::<Float64Type>());
-column!(addresses FixedSizeBinaryArray, u128, |array| array.as_fixed_size_binary_opt());
-column!(times arrow::array::TimestampMicrosecondArray, i64, |array| array
-    .as_primitive_opt::<TimestampMicrosecondType>());
-
-impl<T: arrow::datatypes::ArrowPrimitiveType> Col<'_, arrow::array::PrimitiveArray<T>> {
     #[inline]
     fn get(&self, row: usize) -> Option<T::Native> {
-        let array = self.0?;
+        let array = self.0.as_ref()?;
         (!array.is_null(row)).then(|| array.value(row))
     }
 }
 
-impl Col<'_, FixedSizeBinaryArray> {
+fn shorts(batch: &RecordBatch, name: &str) -> Result<Col<Int16Array>, ArrowError> {
+    Col::numbers(batch, name, &DataType::Int16)
+}
+
+fn ints(batch: &RecordBatch, name: &str) -> Result<Col<Int32Array>, ArrowError> {
+    Col::numbers(batch, name, &DataType::Int32)
+}
+
+fn longs(batch: &RecordBatch, name: &str) -> Result<Col<Int64Array>, ArrowError> {
+    Col::numbers(batch, name, &DataType::Int64)
+}
+
+fn times(batch: &RecordBatch, name: &str) -> Result<Col<TimestampMicrosecondArray>, ArrowError> {
+    Col::numbers(batch, name, &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())))
+}
+
+impl Col<FixedSizeBinaryArray> {
+    fn addresses(batch: &RecordBatch, name: &str) -> Self {
+        Col(batch.column_by_name(name).and_then(|column| column.as_fixed_size_binary_opt().cloned()))
+    }
+
     #[inline]
     fn get(&self, row: usize) -> Option<u128> {
-        let array = self.0?;
+        let array = self.0.as_ref()?;
         if array.is_null(row) {
             return None;
         }
@@ -195,25 +200,25 @@ impl Col<'_, FixedSizeBinaryArray> {
 }
 
 /// When, how much, and at what rate: the columns that every rollup reads.
-struct Volume<'a> {
-    received: Col<'a, arrow::array::TimestampMicrosecondArray>,
-    start: Col<'a, arrow::array::TimestampMicrosecondArray>,
-    end: Col<'a, arrow::array::TimestampMicrosecondArray>,
-    bytes: Col<'a, Int64Array>,
-    packets: Col<'a, Int64Array>,
-    rate: Col<'a, Float64Array>,
+struct Volume {
+    received: Col<TimestampMicrosecondArray>,
+    start: Col<TimestampMicrosecondArray>,
+    end: Col<TimestampMicrosecondArray>,
+    bytes: Col<Int64Array>,
+    packets: Col<Int64Array>,
+    rate: Col<Float64Array>,
 }
 
-impl<'a> Volume<'a> {
-    fn new(batch: &'a RecordBatch) -> Self {
-        Volume {
-            received: Col::times(batch, "received_at"),
-            start: Col::times(batch, "start_time"),
-            end: Col::times(batch, "end_time"),
-            bytes: Col::longs(batch, "bytes"),
-            packets: Col::longs(batch, "packets"),
-            rate: Col::doubles(batch, "sampling_rate"),
-        }
+impl Volume {
+    fn new(batch: &RecordBatch) -> Result<Self, ArrowError> {
+        Ok(Volume {
+            received: times(batch, "received_at")?,
+            start: times(batch, "start_time")?,
+            end: times(batch, "end_time")?,
+            bytes: longs(batch, "bytes")?,
+            packets: longs(batch, "packets")?,
+            rate: Col::numbers(batch, "sampling_rate", &DataType::Float64)?,
+        })
     }
 
     /// Calls `add` with each window of the row and its share.

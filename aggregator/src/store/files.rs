@@ -1,56 +1,19 @@
-//! Data files: batches of SQL types as Parquet.
+//! Data files: batches as Parquet, one file a day.
 //!
-//! A file holds only the columns that its rows have; readers add the others as NULL. Encodings are chosen per column:
-//! dictionaries where values repeat, none where they do not (they cost time and win nothing), differences for times.
+//! A file holds only the columns that its rows have; readers add the others as NULL. [`super::writer`] makes the Parquet.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::compute::{filter_record_batch, max, min};
-use arrow::datatypes::{DataType, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{Schema, TimestampMicrosecondType};
 use bytes::Bytes;
-use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, Encoding, ZstdLevel};
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::schema::types::ColumnPath;
 
 use super::StoreError;
 use super::delta::{Add, Stats, format_day, format_time};
+use super::writer::{FileOptions, FileWriter, present};
 
 const DAY_US: i64 = 86_400_000_000;
-
-/// Columns whose values hardly repeat within a row group.
-const NO_DICTIONARY: &[&str] = &[
-    "src_addr",
-    "dst_addr",
-    "inner_src_addr",
-    "inner_dst_addr",
-    "nat_src_addr",
-    "nat_dst_addr",
-    "addr",
-    "peer_addr",
-    "src_port",
-    "nat_src_port",
-    "inner_src_port",
-    "bytes",
-    "ip_bytes",
-    "initiator_bytes",
-    "responder_bytes",
-    "est_bytes",
-    "est_packets",
-    "ipv6_flow_label",
-    "fragment_id",
-    "in_octets",
-    "out_octets",
-];
-
-/// How files are written.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct FileOptions {
-    pub(crate) zstd_level: i32,
-    pub(crate) row_group_rows: usize,
-}
 
 /// A file that is written but not yet put anywhere.
 #[derive(Debug)]
@@ -83,19 +46,6 @@ impl Encoded {
             stats: Some(stats),
         })
     }
-}
-
-/// `batch` with exactly the columns of `schema`, in its order, absent ones as NULL.
-pub(crate) fn align(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, StoreError> {
-    let column = |name: &str, kind: &DataType| -> ArrayRef {
-        match batch.column_by_name(name) {
-            Some(column) => Arc::clone(column),
-            None => new_null_array(kind, batch.num_rows()),
-        }
-    };
-    let columns = schema.fields().iter().map(|field| column(field.name(), field.data_type())).collect();
-    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    Ok(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?)
 }
 
 /// The days of a batch's time column, least and greatest; rows without a time count as day 0.
@@ -137,39 +87,6 @@ fn by_day(batches: &[RecordBatch], time_column: &str) -> Result<BTreeMap<i32, Ve
     Ok(result)
 }
 
-/// The columns of `schema` that have a value in any of the batches.
-fn present(schema: &Schema, batches: &[RecordBatch]) -> SchemaRef {
-    let has = |name: &str| {
-        batches
-            .iter()
-            .any(|batch| batch.column_by_name(name).is_some_and(|column| column.null_count() < column.len()))
-    };
-    let fields = schema.fields().iter().filter(|field| has(field.name())).cloned().collect::<Vec<_>>();
-    Arc::new(Schema::new(fields))
-}
-
-/// The properties of a file of `schema`.
-pub(crate) fn properties(schema: &Schema, options: FileOptions) -> WriterProperties {
-    let level = ZstdLevel::try_new(options.zstd_level).unwrap_or_default();
-    let mut builder = WriterProperties::builder()
-        .set_created_by(concat!("weir ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_compression(Compression::ZSTD(level))
-        .set_max_row_group_row_count(Some(options.row_group_rows))
-        .set_statistics_enabled(EnabledStatistics::Chunk);
-    for field in schema.fields() {
-        let path = ColumnPath::from(field.name().as_str());
-        if matches!(field.data_type(), DataType::Timestamp(..)) {
-            builder = builder
-                .set_column_dictionary_enabled(path.clone(), false)
-                .set_column_encoding(path.clone(), Encoding::DELTA_BINARY_PACKED)
-                .set_column_statistics_enabled(path, EnabledStatistics::Page);
-        } else if NO_DICTIONARY.contains(&field.name().as_str()) {
-            builder = builder.set_column_dictionary_enabled(path, false);
-        }
-    }
-    builder.build()
-}
-
 /// The least and greatest value of each time column over all batches.
 #[derive(Debug, Default)]
 pub(crate) struct Ranges(BTreeMap<String, (i64, i64)>);
@@ -200,17 +117,15 @@ pub(crate) fn encode(
     let mut files = Vec::new();
     for (day, batches) in by_day(batches, time_column)? {
         let present = present(schema, &batches);
-        let mut writer =
-            ArrowWriter::try_new(Vec::new(), Arc::clone(&present), Some(properties(&present, options)))?;
+        let mut writer = FileWriter::new(&present, options)?;
         let mut ranges = Ranges::default();
         let mut rows = 0;
         for batch in &batches {
-            let batch = align(batch, &present)?;
-            ranges.add(&batch);
+            ranges.add(batch);
             rows += batch.num_rows();
-            writer.write(&batch)?;
+            writer.write(batch)?;
         }
-        let bytes = writer.into_inner()?.into();
+        let bytes = writer.finish()?;
         files.push(Encoded { day, bytes, rows, ranges: ranges.finish() });
     }
     Ok(files)

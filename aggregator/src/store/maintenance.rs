@@ -9,17 +9,23 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::Schema;
+use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt};
-use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
 use tokio_util::sync::CancellationToken;
 
 use super::delta::{Action, CommitError, DataFile, Remove, now_ms};
-use super::files::{Encoded, FileOptions, Ranges, align, day_of, encode, properties};
+use super::files::{Encoded, day_of, encode};
 use super::table::{Content, StoreTable, blocking};
+use super::writer::{FileOptions, FileWriter};
 use super::{Store, StoreError, objects};
+use crate::hot::align;
+
+/// A row group of this many rows is not worth writing anew.
+pub(super) const SPLICE_ROWS: i64 = 65_536;
 
 /// Runs the housekeeping of a store.
 #[derive(Debug)]
@@ -92,14 +98,15 @@ impl Maintenance {
         Ok(())
     }
 
-    /// Merges the small files of each day, in the order of their times.
+    /// Merges files of about one size of a day, in the order of their times. Only among their like: so a row is
+    /// rewritten a few times until its file is large, and not with every round.
     pub(crate) async fn compact(&self, table: &StoreTable) -> Result<(), CommitError> {
         let config = &self.store.config;
-        let mut days: BTreeMap<i32, Vec<Arc<DataFile>>> = BTreeMap::new();
+        let mut alike: BTreeMap<(i32, u32), Vec<Arc<DataFile>>> = BTreeMap::new();
         for file in table.snapshot().files.iter().filter(|file| file.size < config.compact_to_bytes / 2) {
-            days.entry(file.day).or_default().push(Arc::clone(file));
+            alike.entry((file.day, size_class(file.size))).or_default().push(Arc::clone(file));
         }
-        for (day, mut small) in days {
+        for ((day, _), mut small) in alike {
             small.sort_by_key(|file| file.range(table.spec.time_column).unwrap_or_default());
             while small.len() >= config.compact_min_files {
                 let (mut size, mut count) = (0, 0);
@@ -117,7 +124,12 @@ impl Maintenance {
         Ok(())
     }
 
-    async fn merge(&self, table: &StoreTable, day: i32, group: &[Arc<DataFile>]) -> Result<(), CommitError> {
+    pub(super) async fn merge(
+        &self,
+        table: &StoreTable,
+        day: i32,
+        group: &[Arc<DataFile>],
+    ) -> Result<(), CommitError> {
         let config = &self.store.config;
         let options = FileOptions { zstd_level: config.zstd_level, row_group_rows: config.row_group_rows };
         let (files, changes) = match table.spec.content {
@@ -148,7 +160,8 @@ impl Maintenance {
         Ok(())
     }
 
-    /// The rows of several files as one file, one file in memory at a time.
+    /// The rows of several files as one file, one file in memory at a time. Row groups that are large already are
+    /// carried over as they are: at line rate all are, and merging costs next to nothing.
     async fn rewrite(
         &self,
         table: &StoreTable,
@@ -158,30 +171,30 @@ impl Maintenance {
     ) -> Result<Encoded, StoreError> {
         let mut present: HashSet<String> = HashSet::new();
         for file in group {
-            let reader = open(table, file).await?;
+            let reader = open(table, file).await?.1;
             present.extend(reader.schema().fields().iter().map(|field| field.name().clone()));
         }
         let fields = table.spec.schema.fields().iter().filter(|field| present.contains(field.name()));
         let schema = Arc::new(Schema::new(fields.cloned().collect::<Vec<_>>()));
-        let mut writer =
-            ArrowWriter::try_new(Vec::new(), Arc::clone(&schema), Some(properties(&schema, options)))?;
-        let (mut ranges, mut rows) = (Ranges::default(), 0);
+        let mut writer = FileWriter::new(&schema, options)?;
+        let mut rows = 0;
+        let mut ranges: BTreeMap<String, (i64, i64)> = BTreeMap::new();
         for file in group {
-            let reader = open(table, file).await?;
-            let schema = Arc::clone(&schema);
-            (writer, ranges, rows) = blocking(move || {
-                for batch in reader.with_batch_size(65_536).build()? {
-                    let batch = align(&batch?, &schema)?;
-                    ranges.add(&batch);
-                    rows += batch.num_rows();
-                    writer.write(&batch)?;
-                }
-                Ok((writer, ranges, rows))
+            let (bytes, reader) = open(table, file).await?;
+            for (name, low, high) in &file.ranges {
+                let range = ranges.entry(name.clone()).or_insert((*low, *high));
+                *range = (range.0.min(*low), range.1.max(*high));
+            }
+            rows += usize::try_from(file.rows).unwrap_or(usize::MAX);
+            writer = blocking(move || {
+                append(&mut writer, &bytes, reader.metadata())?;
+                Ok(writer)
             })
             .await?;
         }
-        let bytes = blocking(move || Ok(writer.into_inner()?)).await?;
-        Ok(Encoded { day, bytes: bytes.into(), rows, ranges: ranges.finish() })
+        let bytes = blocking(move || Ok(writer.finish()?)).await?;
+        let ranges = ranges.into_iter().map(|(name, (low, high))| (name, low, high)).collect();
+        Ok(Encoded { day, bytes, rows, ranges })
     }
 
     async fn checkpoint(&self, table: &StoreTable) -> Result<(), StoreError> {
@@ -258,17 +271,39 @@ fn remove(file: &DataFile, data_change: bool) -> Action {
     Action { remove: Some(remove), ..Action::default() }
 }
 
+/// Files of one class are merged: below a megabyte, and from there on by factors of eight.
+fn size_class(bytes: u64) -> u32 {
+    (bytes >> 20).checked_ilog2().map_or(0, |log| 1 + log / 3)
+}
+
+/// Puts the rows of a file behind those of `writer`.
+fn append(writer: &mut FileWriter, bytes: &Bytes, metadata: &Arc<ParquetMetaData>) -> Result<(), StoreError> {
+    let takes = writer.takes(metadata);
+    for (at, group) in metadata.row_groups().iter().enumerate() {
+        if takes && group.num_rows() >= SPLICE_ROWS {
+            writer.splice(bytes, metadata, at)?;
+            continue;
+        }
+        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes.clone())?;
+        for batch in reader.with_row_groups(vec![at]).with_batch_size(65_536).build()? {
+            writer.write(&batch?)?;
+        }
+    }
+    Ok(())
+}
+
 /// A data file, read whole: those that are merged are small.
 async fn open(
     table: &StoreTable,
     file: &DataFile,
-) -> Result<ParquetRecordBatchReaderBuilder<bytes::Bytes>, StoreError> {
+) -> Result<(Bytes, ParquetRecordBatchReaderBuilder<Bytes>), StoreError> {
     let path = Path::from(format!("{}/{}", table.spec.name, file.path));
     let bytes = table.objects.get(&path).await?.bytes().await?;
-    Ok(ParquetRecordBatchReaderBuilder::try_new(bytes)?)
+    let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
+    Ok((bytes.clone(), ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options)?))
 }
 
 async fn read_all(table: &StoreTable, file: &DataFile) -> Result<Vec<RecordBatch>, StoreError> {
-    let reader = open(table, file).await?;
+    let (_, reader) = open(table, file).await?;
     blocking(move || Ok(reader.build()?.collect::<Result<Vec<_>, _>>()?)).await
 }

@@ -13,13 +13,14 @@ use weir_collector::decode::{Batches, DatagramMeta, DecodeConfig, Decoder, Share
 use weir_collector::generate::{Generator, GeneratorConfig};
 use weir_schemas::{Address, Table};
 
-use super::files::{FileOptions, encode};
+use super::files::encode;
 use super::testing::{DAY, TestLog, message, numbers, session};
+use super::writer::FileOptions;
 use super::{Store, StoreConfig};
 use crate::ingest::Ingest;
 use crate::rollup::Rollup;
 
-const OPTIONS: FileOptions = FileOptions { zstd_level: 1, row_group_rows: 524_288 };
+const OPTIONS: FileOptions = FileOptions { zstd_level: 1, row_group_rows: 262_144 };
 
 /// Flows of the generator, as the collector's batches of 64 k rows.
 fn generated(rows: u64) -> Vec<RecordBatch> {

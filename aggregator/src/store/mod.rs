@@ -2,7 +2,7 @@
 //!
 //! * `objects`: the object store, made durable on local disk.
 //! * `delta`, `checkpoint`: the log of a Delta table.
-//! * `files`: batches as Parquet.
+//! * `files`: batches as data files; `writer`, `columns`: as Parquet.
 //! * `table`: a table, its snapshot and its commits.
 //! * `maintenance`: compaction, retention, vacuum.
 //!
@@ -11,6 +11,7 @@
 //! rows a commit of its own, and gives the place from which the log is read after a restart.
 
 mod checkpoint;
+mod columns;
 mod config;
 mod delta;
 mod files;
@@ -24,6 +25,7 @@ mod table;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,12 +44,11 @@ pub use maintenance::Maintenance;
 pub use metrics::{StoreMetrics, TableLabel};
 
 pub(crate) use delta::{CommitError, DataFile};
-pub(crate) use files::align;
 pub(crate) use table::{Content, HotBatch, Snapshot, StoreTable};
 
 use delta::DeltaLog;
-use files::FileOptions;
 use table::{Spec, at_least, positions_of, transactions};
+use writer::FileOptions;
 
 use crate::provider::StoreProvider;
 use crate::source::Positions;

@@ -15,8 +15,9 @@ use weir_schemas::Table;
 
 use super::StoreError;
 use super::delta::{Action, CommitError, DataFile, DeltaLog, Txn, format_day, now_ms};
-use super::files::{Encoded, FileOptions, encode};
+use super::files::{Encoded, encode};
 use super::metrics::TableLabel;
+use super::writer::FileOptions;
 use crate::rollup::Rollup;
 use crate::source::Positions;
 

@@ -53,6 +53,16 @@ pub(crate) fn address(last: u64) -> [u8; 16] {
 
 /// `rows` flows whose `fragment_id` counts from `first`; some batches lack some columns.
 pub(crate) fn flows(random: &mut Random, first: u32, rows: usize) -> RecordBatch {
+    let (tos, rates, systems) = (random.below(2) == 0, random.below(2) == 0, random.below(2) == 0);
+    flows_with(random, first, rows, [tos, rates, systems])
+}
+
+/// The same with every column in every batch.
+pub(crate) fn wide_flows(random: &mut Random, first: u32, rows: usize) -> RecordBatch {
+    flows_with(random, first, rows, [true; 3])
+}
+
+fn flows_with(random: &mut Random, first: u32, rows: usize, has: [bool; 3]) -> RecordBatch {
     let times =
         |values: Vec<i64>| Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC")) as ArrayRef;
     let addresses = |values: Vec<[u8; 16]>| {
@@ -82,13 +92,21 @@ pub(crate) fn flows(random: &mut Random, first: u32, rows: usize) -> RecordBatch
         ("packets", Arc::new(UInt64Array::from(many(100)))),
         ("in_if", Arc::new(UInt32Array::from_iter(many(5).into_iter().map(interface)))),
     ];
-    if random.below(2) == 0 {
+    if has[0] {
         let tos = (0..rows).map(|_| random.below(64) as u8 * 4);
         columns.push(("tos", Arc::new(UInt8Array::from_iter_values(tos))));
     }
-    if random.below(2) == 0 {
+    if has[1] {
         let rates = (0..rows).map(|_| [None, Some(1.0), Some(100.0)][random.below(3) as usize]);
         columns.push(("sampling_rate", Arc::new(Float64Array::from_iter(rates))));
+    }
+    if has[2] {
+        let systems = (0..rows).map(|_| [None, Some(64_500), Some(u32::MAX)][random.below(3) as usize]);
+        columns.push(("src_as", Arc::new(UInt32Array::from_iter(systems))));
+        columns.push((
+            "dst_as",
+            Arc::new(UInt32Array::from_iter_values((0..rows).map(|_| random.below(3) as u32))),
+        ));
     }
     RecordBatch::try_from_iter(columns).unwrap()
 }

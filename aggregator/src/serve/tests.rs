@@ -579,7 +579,11 @@ async fn metrics_and_health_take_the_collector_in() {
         }
     });
     assert_eq!(get(&doors, "/readyz").await.status, 200);
-    let reply = get(&doors, "/metrics").await;
+    let text = get(&doors, "/metrics").await;
+    assert!(text.head.contains("content-type: text/plain; version=0.0.4"), "{}", text.head);
+    assert!(text.text().contains("# TYPE weir_collector_flows_total counter\n"), "{}", text.text());
+    let asked = "GET /metrics HTTP/1.1\r\nHost: weir\r\nConnection: close\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n";
+    let reply = request(doors.http, asked.as_bytes()).await;
     assert!(
         reply.head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
         "{}",

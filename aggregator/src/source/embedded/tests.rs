@@ -24,7 +24,7 @@ fn message(number: u64, bytes: usize) -> Message {
         max_time_us: 0,
         covered: None,
     };
-    Message { envelope, body: vec![number.to_le_bytes()[0]; bytes].into(), key: number }
+    Message { envelope, body: vec![number.to_le_bytes()[0]; bytes].into(), key: number, low: None }
 }
 
 fn config() -> EmbeddedConfig {

@@ -93,7 +93,7 @@ fn message(number: u64, key: u64, bytes: usize) -> SinkMessage {
         max_time_us: 0,
         covered: None,
     };
-    SinkMessage { envelope, body: vec![number.to_le_bytes()[0]; bytes].into(), key }
+    SinkMessage { envelope, body: vec![number.to_le_bytes()[0]; bytes].into(), key, low: None }
 }
 
 /// Offers a message until it is taken.

@@ -75,7 +75,10 @@ fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Fai
         .thread_stack_size(8 << 20)
         .build()
         .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
-    runtime.block_on(future)
+    let result = runtime.block_on(future);
+    // A child that was asked to stop by a signal still reads its stdin, which does not end: nobody waits for that.
+    runtime.shutdown_background();
+    result
 }
 
 /// Logs go to stderr: text, or JSON where configured. `--log` and `WEIR_LOG` come before the configuration.

@@ -76,7 +76,7 @@ fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Fai
         .build()
         .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
     let result = runtime.block_on(future);
-    // A role that is told to stop by a signal has a read of stdin open, which ends only with the supervisor.
+    // A child that was asked to stop by a signal still reads its stdin, which does not end: nobody waits for that.
     runtime.shutdown_background();
     result
 }

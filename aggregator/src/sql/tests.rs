@@ -179,7 +179,7 @@ async fn addresses_are_addresses_everywhere() {
         ("select src_mac, src_mac::text as t from flows order by bytes limit 1", Ok(&["00:1b:21:3c:4d:01|00:1b:21:3c:4d:01"])),
         ("select bytes from flows where src_mac in ('00:1b:21:3c:4d:02'::macaddr)", Ok(&["200"])),
         ("with t as (select src_addr a from flows) select count(*) from t where a = '10.1.2.3'", Ok(&["1"])),
-        ("select src_addr from flows where bytes = 100 union all select dst_addr from flows where bytes = 200", Ok(&["10.1.2.3", "192.0.2.1"])),
+        ("select src_addr from flows where bytes = 100 union all select dst_addr from flows where bytes = 200 order by 1", Ok(&["10.1.2.3", "192.0.2.1"])),
         ("select bytes from flows where src_addr = '10.1.2'", Err("\"10.1.2\" is not an IP address")),
         ("select bytes from flows where src_addr in ('10.1.2.3', 'x')", Err("\"x\" is not an IP address")),
         ("select bytes from flows where src_addr between '10.1.2.3' and 'y'", Err("\"y\" is not an IP address")),

@@ -412,7 +412,8 @@ impl Netflow {
             let Some(plan) = work.plan.as_ref().filter(|plan| plan.is_options()) else { continue };
             let content = pass.message.sets.get(work.start..work.end).unwrap_or_default();
             let context = pass.context(&view, work.template);
-            let outcome = run_options(plan, content, &context, &mut room, &mut out.options, &mut self.learned);
+            let outcome =
+                run_options(plan, content, &context, &mut room, &mut out.options, &mut self.learned);
             work.outcome = outcome;
             units = units.wrapping_add(outcome.records);
             pass.state.counters.options_records += u64::from(outcome.records);
@@ -538,8 +539,7 @@ impl Netflow {
         if plan.is_options() {
             let mut learned = Vec::new();
             let mut room = Room::default();
-            let outcome =
-                run_options(&plan, &set.data, &context, &mut room, &mut out.options, &mut learned);
+            let outcome = run_options(&plan, &set.data, &context, &mut room, &mut out.options, &mut learned);
             state.counters.options_records += u64::from(outcome.records);
             let wide = state.config.ignore_option_scope;
             shared.learn(&lookup.domain, set.port, &learned, wide, set.received_us, config);

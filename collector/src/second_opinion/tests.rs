@@ -1,10 +1,11 @@
 //! The two agree where they should, and a difference does not go unseen.
 
+use weir_schemas::Table;
+
 use super::*;
 use crate::decode::testing::{corpus, meta};
 use crate::decode::tests::hostile;
 use crate::generate::{Generator, GeneratorConfig};
-use weir_schemas::Table;
 
 const SENDER: &str = "192.0.2.1";
 
@@ -202,10 +203,11 @@ fn what_has_no_second_opinion_says_so() {
 /// record that weir has is counted.
 #[test]
 fn hostile_datagrams_are_compared() {
-    let mut compare = |name: &str, both: &mut SecondOpinion, datagram: &[u8]| {
+    let compare = |name: &str, both: &mut SecondOpinion, datagram: &[u8]| {
         let found = both.compare(datagram, &meta(SENDER));
         assert!(found.differences.len() <= MAX_DIFFERENCES, "{name}");
-        let rows: u32 = found.outcome.rows[Table::Flows as usize] + found.outcome.rows[Table::Options as usize];
+        let rows: u32 =
+            found.outcome.rows[Table::Flows as usize] + found.outcome.rows[Table::Options as usize];
         assert!(found.records_weir <= u64::from(rows), "{name}: {} {rows}", found.records_weir);
         found
     };

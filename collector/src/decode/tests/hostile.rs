@@ -185,9 +185,7 @@ pub(crate) fn costly() -> Vec<(&'static str, Vec<Vec<u8>>, Vec<Vec<u8>>)> {
             vec![ipfix().template(257, &[(4, 1)]).template(256, &[(292, 0xffff)]).build()],
             vec![
                 (0..MOST / 255)
-                    .fold(ipfix(), |message, _| {
-                        message.set(256, &[&[250, 3, 1, 1][..], &[6; 247]].concat())
-                    })
+                    .fold(ipfix(), |message, _| message.set(256, &[&[250, 3, 1, 1][..], &[6; 247]].concat()))
                     .build(),
             ],
         ),

@@ -48,6 +48,8 @@ impl SetContext<'_> {
 /// Buffers that are kept from set to set.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
+    /// To be renewed with each datagram.
+    pub(crate) room: Room,
     starts: Vec<i64>,
     ends: Vec<i64>,
     /// Start and end as the exporter said, of records whose times were replaced ([`ABSENT`] of the others); empty where
@@ -77,10 +79,37 @@ pub(crate) struct SetOutcome {
     pub(crate) truncated: bool,
 }
 
-/// No datagram of real flows comes near so many records of one set; a hostile template of one octet would.
-const MAX_RECORDS: usize = 16_384;
-/// Nor do they have so many entries of `extra` in one set.
-const MAX_EXTRAS: usize = 16_384;
+/// What the rest of a datagram may still make. No datagram of real flows comes near; what a hostile one has beyond is
+/// counted as truncated records, or is a "…" where it is text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) records: usize,
+    /// Entries of `extra`.
+    entries: usize,
+    /// Octets of their text.
+    octets: usize,
+}
+
+impl Default for Room {
+    fn default() -> Room {
+        Room { records: 16_384, entries: 6_144, octets: 256 << 10 }
+    }
+}
+
+impl Room {
+    /// How many records there is room for.
+    fn records_of(&self, plan: &Plan) -> usize {
+        let extras = plan.rows.extras.len();
+        // a record that is wider than all the room has it for itself
+        let wide = usize::from(self.entries == Room::default().entries);
+        self.records.min(self.entries.checked_div(extras).map_or(usize::MAX, |most| most.max(wide)))
+    }
+
+    fn take(&mut self, plan: &Plan, records: usize) {
+        self.records = self.records.saturating_sub(records);
+        self.entries = self.entries.saturating_sub(plan.rows.extras.len() * records);
+    }
+}
 
 /// Decodes a data set of flow records.
 pub(crate) fn run_set(
@@ -91,10 +120,11 @@ pub(crate) fn run_set(
     scratch: &mut Scratch,
 ) -> SetOutcome {
     let layout = &plan.layout;
-    let most = MAX_RECORDS.min(MAX_EXTRAS / plan.rows.extras.len().max(1)).max(1);
+    let most = scratch.room.records_of(plan);
     if !layout.variable {
         let whole = data.len() / layout.record.max(1);
         let count = whole.min(most);
+        scratch.room.take(plan, count);
         let Some(data) = data.get(..count * layout.record) else { return SetOutcome::default() };
         let rows = run_records(plan, &Fixed::new(data, layout.record), context, out, scratch);
         return SetOutcome { records: count as u32, rows, truncated: count < whole };
@@ -102,6 +132,7 @@ pub(crate) fn run_set(
     let mut places = std::mem::take(&mut scratch.places);
     let end = Walked::walk(data, &layout.fields, most, &mut places);
     let records = Walked::new(data, &places, layout.fields.len());
+    scratch.room.take(plan, records.count());
     let rows = run_records(plan, &records, context, out, scratch);
     let records = records.count();
     scratch.places = places;
@@ -775,10 +806,11 @@ fn extras<R: Records>(
     records: &R,
     context: &SetContext<'_>,
     out: &mut Builder,
-    scratch: &Scratch,
+    scratch: &mut Scratch,
     uptimes: bool,
 ) {
     let maps = out.maps(FlowColumn::Extra.index());
+    let octets = &mut scratch.room.octets;
     let around = &context.around;
     for row in 0..records.count() {
         // rule 33: what was replaced is not lost
@@ -790,7 +822,15 @@ fn extras<R: Records>(
             }
         }
         let mut entry = |extra: &Extra, bytes: &[u8]| {
-            maps.entry_with(&extra.name, |out| write_value(out, extra.data_type, bytes, around));
+            maps.entry_with(&extra.name, |out| {
+                let before = out.len();
+                if *octets == 0 {
+                    out.extend_from_slice("…".as_bytes());
+                } else {
+                    write_value(out, extra.data_type, bytes, around);
+                }
+                *octets = octets.saturating_sub(out.len() - before);
+            });
         };
         for extra in &plan.extras {
             entry(extra, records.bytes(row, extra.span));

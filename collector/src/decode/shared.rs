@@ -161,7 +161,7 @@ impl SharedState {
         }
     }
 
-    fn dictionary(&self) -> Option<Arc<Dictionary>> {
+    pub(crate) fn dictionary(&self) -> Option<Arc<Dictionary>> {
         self.dictionary.read().clone()
     }
 

@@ -9,6 +9,7 @@ mod bad_input;
 mod clients;
 mod configuration;
 mod corpus;
+mod counters;
 mod demo;
 mod deploy;
 mod differential;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use weir_tests::command::{Ended, run, signal};
 use weir_tests::generate::Load;
-use weir_tests::ledger::Ledger;
-use weir_tests::wait::{LONG, until};
+use weir_tests::ledger::at_rest;
+use weir_tests::wait::LONG;
 use weir_tests::weir::{Setup, binary};
 
 fn write(setup: &Setup, toml: &str) {
@@ -43,15 +43,7 @@ fn a_reload_under_load_loses_nothing() {
         weir.wait_for_role("aggregate", Some(aggregate));
         load.join().unwrap()
     });
-    weir.until_numbers(
-        "select count(*), sum(bytes), sum(packets) from flows",
-        &[sent.rows, sent.bytes, sent.packets],
-    );
-    let ledger = until(LONG, "nothing in flight", || {
-        let ledger = Ledger::read(&weir.metrics())?;
-        if ledger.rows_in_flight == 0 { Ok(ledger) } else { Err(format!("{ledger}")) }
-    });
-    assert_eq!(ledger.kernel_drops, 0, "{ledger}");
+    at_rest(&weir, sent);
     // The last configuration is in force.
     let rates = weir.sql("select distinct sampling_rate from flows where sampling_source = 'override'");
     assert!(rates.contains(&vec!["9.0".to_owned()]), "{rates:?}");

@@ -44,6 +44,7 @@ fn a_reload_under_load_loses_nothing() {
         load.join().unwrap()
     });
     at_rest(&weir, sent);
+    let mut flows = sent.rows;
     // The last configuration is in force.
     let rates = weir.sql("select distinct sampling_rate from flows where sampling_source = 'override'");
     assert!(rates.contains(&vec!["9.0".to_owned()]), "{rates:?}");
@@ -62,6 +63,23 @@ fn a_reload_under_load_loses_nothing() {
         assert!(refused.stderr.contains(wanted), "{refused:?}");
     }
     assert_eq!((weir.role("collect"), weir.role("aggregate")), (Some(collect), Some(aggregate)));
+    // A role that dies comes again with what weir runs with, whatever has become of the file.
+    for broken in ["[decode\n", ""] {
+        write(&setup, broken);
+        if broken.is_empty() {
+            std::fs::remove_file(setup.folder().join("weir.toml")).unwrap();
+        }
+        for role in ["collect", "aggregate"] {
+            let killed = weir.kill_role(role);
+            weir.wait_for_role(role, Some(killed));
+        }
+        let more = Load::new(500).exporters(4).run(&weir);
+        flows += more.rows;
+        weir.until_numbers("select count(*) from flows", &[flows]);
+    }
+    let rates =
+        weir.sql("select distinct sampling_rate from flows where received_at > now() - interval '1 minute'");
+    assert!(rates.contains(&vec!["9.0".to_owned()]), "{rates:?}");
     assert!(weir.stop().success());
 
     let nobody = reload(&setup);

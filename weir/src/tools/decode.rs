@@ -18,7 +18,7 @@ use weir_collector::pcap::Datagram;
 use weir_schemas::Table;
 
 use super::ToolError;
-use super::input::{Input, is_flow};
+use super::input::Input;
 use super::rows;
 
 /// Rows that wait for a batch of their own kind, and bytes of text that wait for the output.
@@ -199,17 +199,8 @@ fn decode_all(
     let mut batches = Batches::new();
     let mut next_tick_us = i64::MIN;
     let mut last_us = 0;
-    let result = loop {
-        let datagram = match input.next() {
-            Ok(Some(datagram)) => datagram,
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        };
-        if !is_flow(&datagram, args.port) {
-            seen.other += 1;
-            continue;
-        }
-        let meta = meta_of(&datagram);
+    let result = input.each_flow(args.port, &mut seen.other, |datagram| {
+        let meta = meta_of(datagram);
         let before = rows_of(&mut batches);
         let outcome = decoder.decode(datagram.payload, &meta, &mut batches);
         seen.sets_pending += u64::from(outcome.sets_pending);
@@ -219,8 +210,8 @@ fn decode_all(
             decoder.tick(last_us, &mut batches);
             next_tick_us = last_us + SECOND_US;
         }
-        printer.take(&mut batches, before, decoder.row_order())?;
-    };
+        printer.take(&mut batches, before, decoder.row_order())
+    });
     // late enough for everything that waits
     decoder.tick(last_us + 3_600 * SECOND_US, &mut batches);
     printer.flush(&mut batches)?;

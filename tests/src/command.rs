@@ -18,6 +18,21 @@ const PACKAGES: &[(&str, &str)] = &[
     ("systemd-analyze", "systemd"),
 ];
 
+/// The Python that has `tests/readers/requirements.txt`; panics with the remedy where it is not there.
+#[track_caller]
+pub fn readers_python() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache =
+        cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"))).unwrap_or_default();
+    let tools = cache.join("weir-tools/venv");
+    assert!(
+        tools.join("readers.txt").is_file(),
+        "{} has not what tests/readers/requirements.txt names: run tests/run, or pip install -r there",
+        tools.display()
+    );
+    tools.join("bin/python")
+}
+
 /// How a program ended.
 #[derive(Debug)]
 pub struct Ended {

@@ -6,7 +6,7 @@ mod second_opinion;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, new_null_array};
@@ -20,6 +20,7 @@ use weir_schemas::Table;
 use super::ToolError;
 use super::input::Input;
 use super::rows;
+use crate::config::Config;
 
 /// Rows that wait for a batch of their own kind, and bytes of text that wait for the output.
 const BATCH_ROWS: usize = 8_192;
@@ -132,7 +133,8 @@ pub(crate) fn run(args: &DecodeArgs) -> Result<(), ToolError> {
 fn decode_config(args: &DecodeArgs) -> Result<DecodeConfig, ToolError> {
     let mut config = match &args.config {
         None => DecodeConfig::default(),
-        Some(path) => section(path)?,
+        // read whole: a mistake elsewhere in it may be a key of this section
+        Some(path) => Config::load(Some(path)).map_err(|error| ToolError::Usage(error.to_string()))?.decode,
     };
     config.elements.extend_from_slice(&args.elements);
     // a capture may be years old: times are printed as the exporter gave them
@@ -142,22 +144,6 @@ fn decode_config(args: &DecodeArgs) -> Result<DecodeConfig, ToolError> {
         return Err(ToolError::Usage(format!("decode.{}", problems.join("; decode."))));
     }
     Ok(config)
-}
-
-/// The section `decode` of a configuration; the files that it names lie beside it.
-fn section(path: &Path) -> Result<DecodeConfig, ToolError> {
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default)]
-    struct Sections {
-        decode: DecodeConfig,
-    }
-    let wrong = |error: &dyn std::fmt::Display| ToolError::Usage(format!("{}: {error}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
-    let Sections { mut decode } = toml::from_str(&text).map_err(|error| wrong(&error))?;
-    for file in &mut decode.elements {
-        *file = path.parent().unwrap_or(Path::new("")).join(&*file);
-    }
-    Ok(decode)
 }
 
 /// What the summary tells beside the decoder's counters.

@@ -11,6 +11,11 @@ use std::time::{Duration, Instant};
 const PACKAGES: &[(&str, &str)] = &[
     ("softflowd", "softflowd"),
     ("pmacctd", "pmacct"),
+    ("ovs-appctl", "openvswitch-switch"),
+    ("ovs-vsctl", "openvswitch-switch"),
+    ("ovs-vswitchd", "openvswitch-switch"),
+    ("ovsdb-server", "openvswitch-switch"),
+    ("ovsdb-tool", "openvswitch-switch"),
     ("psql", "postgresql-client"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),

@@ -18,6 +18,7 @@ mod exporters;
 mod faults;
 mod full_disk;
 mod kafka;
+mod open_vswitch;
 mod prometheus;
 mod receive;
 mod reload;

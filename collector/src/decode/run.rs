@@ -58,6 +58,7 @@ pub(crate) struct Scratch {
     places: Vec<(u32, u32)>,
     rows: Vec<u32>,
     protocols: Vec<u8>,
+    samplers: Vec<u64>,
     /// The totals of flows that come again.
     totals: Totals,
     /// Two fields of one column had values, or one was too great for it.
@@ -208,7 +209,7 @@ fn columns<R: Records>(
         scratch.conflict |= run_choice(choice, plan.ip_version, records, out);
     }
     let uptimes_known = times(plan, records, context, out, scratch);
-    scratch.last_rate = sampling(plan, records, context, out).or(scratch.last_rate);
+    scratch.last_rate = sampling(plan, records, context, out, &mut scratch.samplers).or(scratch.last_rate);
     if let Some(icmp) = &plan.icmp_in_port {
         icmp_in_port(icmp, records, out, scratch);
     }
@@ -502,8 +503,10 @@ fn times<R: Records>(
     let second = |seconds: u32| if judge { i64::from(seconds) * 1_000_000 } else { i64::MAX };
     let first = context.received_us.saturating_sub(second(context.config.clock_past_seconds));
     let last = context.received_us.saturating_add(second(context.config.clock_future_seconds));
-    let plausible =
-        |times: &[i64]| times.iter().fold(true, |all, time| all & (*time >= first) & (*time <= last));
+    // a time before the first is, as a number without a sign, beyond the last
+    let width = last.wrapping_sub(first).cast_unsigned();
+    let is_within = |time: &i64| time.wrapping_sub(first).cast_unsigned() <= width;
+    let plausible = |times: &[i64]| times.iter().fold(true, |all, time| all & is_within(time));
     if (!has_start || plausible(starts)) && (!has_end || plausible(ends)) {
         out.labels(FlowColumn::TimeSource.index()).push_n("flow", n);
         for (has, column, times) in
@@ -629,6 +632,7 @@ fn sampling<R: Records>(
     records: &R,
     context: &SetContext<'_>,
     out: &mut Builder,
+    samplers: &mut Vec<u64>,
 ) -> Option<f64> {
     let n = records.count();
     let (column, source) = (FlowColumn::SamplingRate.index(), FlowColumn::SamplingSource.index());
@@ -681,8 +685,12 @@ fn sampling<R: Records>(
     // does
     let by_sampler_only = sampling.rates.is_empty() && !by_interface;
     let (mut sampler, mut last, mut run) = (None, (rest, rest_source), 0);
+    samplers.clear();
+    if let Some(span) = by_sampler {
+        numbers(span, records, samplers);
+    }
     for row in 0..n {
-        let this = by_sampler.map(|span| unsigned(records.bytes(row, span)));
+        let this = samplers.get(row).copied();
         if row > 0 && by_sampler_only && this == sampler {
             run += 1;
             continue;
@@ -696,6 +704,16 @@ fn sampling<R: Records>(
     }
     put(last, run);
     last.0
+}
+
+/// A field of all records, as numbers.
+fn numbers<R: Records>(span: Span, records: &R, out: &mut Vec<u64>) {
+    match span.width {
+        1 => records.extend(span, out, |[octet]: [u8; 1]| u64::from(octet)),
+        2 => records.extend(span, out, |octets| u64::from(u16::from_be_bytes(octets))),
+        4 => records.extend(span, out, |octets| u64::from(u32::from_be_bytes(octets))),
+        _ => out.extend((0..records.count()).map(|row| unsigned(records.bytes(row, span)))),
+    }
 }
 
 fn record_rate<R: Records>(rate: Rate, row: usize, records: &R, exporter: &ExporterConfig) -> Option<f64> {

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, views};
 use crate::ingest::{Ingest, IngestError, OpenSource};
+use crate::rollup::AggregateConfig;
 pub use crate::serve::{HttpConfig, PostgresConfig};
 use crate::serve::{Shared, http, may_listen, pg};
 use crate::sql::{Engine, EngineError, SqlConfig, SqlMetrics};
@@ -39,6 +40,7 @@ const SERVERS_STOP: Duration = Duration::from_secs(5);
 #[serde(default, deny_unknown_fields)]
 pub struct AggregatorConfig {
     pub store: StoreConfig,
+    pub aggregate: AggregateConfig,
     pub sql: SqlConfig,
     pub http: HttpConfig,
     pub postgres: PostgresConfig,
@@ -51,7 +53,8 @@ impl AggregatorConfig {
     pub fn problems(&self) -> Vec<String> {
         let store = self.store.problems().into_iter().map(|problem| format!("store.{problem}"));
         let sql = self.sql.problems().into_iter().map(|problem| format!("sql.{problem}"));
-        store.chain(sql).collect()
+        let aggregate = self.aggregate.problems().into_iter().map(|problem| format!("aggregate.{problem}"));
+        store.chain(aggregate).chain(sql).collect()
     }
 }
 
@@ -134,7 +137,7 @@ impl Aggregator {
             tokio::spawn(pg::serve(postgres, config.postgres.clone(), Arc::clone(&shared), servers.clone()));
 
         let store = tokio::select! {
-            store = open_store(&config.store, &deps.data_dir, &deps.log_id) => store?,
+            store = open_store(&config, &deps.data_dir, &deps.log_id) => store?,
             () = shutdown.cancelled() => return Ok(()),
         };
         shared.register(|registry| store.metrics().register(registry));
@@ -176,12 +179,13 @@ impl Aggregator {
 
 /// Opens the store; while its files cannot be read, again and again.
 async fn open_store(
-    config: &StoreConfig,
+    config: &AggregatorConfig,
     data_dir: &std::path::Path,
     log_id: &str,
 ) -> Result<Arc<Store>, StoreError> {
     loop {
-        match Store::open(config.clone(), data_dir, log_id).await {
+        let opened = Store::open(config.store.clone(), config.aggregate.clone(), data_dir, log_id).await;
+        match opened {
             Err(StoreError::Objects(error)) => {
                 tracing::warn!(%error, "the store cannot be opened; trying again");
                 tokio::time::sleep(RETRY).await;

@@ -5,6 +5,7 @@
 
 pub mod aggregate;
 pub mod catalog;
+mod completeness;
 mod hot;
 pub mod ingest;
 mod provider;

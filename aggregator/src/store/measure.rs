@@ -18,7 +18,7 @@ use super::testing::{DAY, TestLog, message, numbers, session};
 use super::writer::FileOptions;
 use super::{Store, StoreConfig};
 use crate::ingest::Ingest;
-use crate::rollup::Rollup;
+use crate::rollup::{AggregateConfig, Family};
 
 const OPTIONS: FileOptions = FileOptions { zstd_level: 1, row_group_rows: 262_144 };
 
@@ -106,13 +106,17 @@ fn the_parts_of_ingestion() {
     let files = timed("Parquet", rows, || encode(&schema, &flows, "received_at", OPTIONS).unwrap());
     let bytes: usize = files.iter().map(|file| file.bytes.len()).sum();
     eprintln!("{:<28} {:>8.2} bytes/row", "", bytes as f64 / rows as f64);
-    for rollup in Rollup::ALL {
-        let parts = timed(rollup.name(), rows, || rollup.compute(&flows).unwrap());
-        let files = timed("  as Parquet", rows, || {
-            encode(&rollup.schema(), std::slice::from_ref(&parts), "window_start", OPTIONS).unwrap()
-        });
-        let bytes: usize = files.iter().map(|file| file.bytes.len()).sum();
-        eprintln!("{:<28} {} rows, {:.2} bytes/row", "", parts.num_rows(), bytes as f64 / rows as f64);
+    let config = AggregateConfig::default();
+    for family in [Family::Volume, Family::Classes] {
+        let name = format!("rollups: {family:?}");
+        let computed = timed(&name, rows, || family.compute(&flows, &config).unwrap());
+        for (rollup, parts) in family.rollups().zip(&computed) {
+            let files = timed(&format!("  {}", rollup.name()), rows, || {
+                encode(&rollup.schema(), std::slice::from_ref(parts), "window_start", OPTIONS).unwrap()
+            });
+            let bytes: usize = files.iter().map(|file| file.bytes.len()).sum();
+            eprintln!("{:<28} {} rows, {:.2} bytes/row", "", parts.num_rows(), bytes as f64 / rows as f64);
+        }
     }
     per_column(&flows, rows);
 }
@@ -127,7 +131,9 @@ async fn the_whole_of_ingestion() {
     let log = TestLog { messages: Arc::new(messages.into()), ..TestLog::default() };
     drop(batches);
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(StoreConfig::default(), directory.path(), "test").await.unwrap();
+    let store = Store::open(StoreConfig::default(), AggregateConfig::default(), directory.path(), "test")
+        .await
+        .unwrap();
     let stop = CancellationToken::new();
     let (started, cpu_before) = (Instant::now(), cpu());
     let ingest = tokio::spawn(Ingest::new(Arc::clone(&store), log.opener(Duration::ZERO)).run(stop.clone()));

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use weir_aggregator::aggregate::{AggregatorConfig, HttpConfig, PostgresConfig};
+use weir_aggregator::rollup::AggregateConfig;
 use weir_aggregator::source::kafka::KafkaSourceConfig;
 use weir_aggregator::sql::SqlConfig;
 use weir_aggregator::store::StoreConfig;
@@ -43,6 +44,7 @@ pub(crate) struct Config {
     pub(crate) metrics: MetricsConfig,
     pub(crate) log: LogConfig,
     pub(crate) store: StoreConfig,
+    pub(crate) aggregate: AggregateConfig,
     pub(crate) sql: SqlConfig,
     pub(crate) http: HttpConfig,
     pub(crate) postgres: PostgresConfig,
@@ -63,6 +65,7 @@ impl Default for Config {
             metrics: MetricsConfig::default(),
             log: LogConfig::default(),
             store: StoreConfig::default(),
+            aggregate: AggregateConfig::default(),
             sql: SqlConfig::default(),
             http: HttpConfig::default(),
             postgres: PostgresConfig::default(),
@@ -244,6 +247,7 @@ impl Config {
     pub(crate) fn aggregator(&self) -> AggregatorConfig {
         AggregatorConfig {
             store: self.store.clone(),
+            aggregate: self.aggregate.clone(),
             sql: self.sql.clone(),
             http: self.http.clone(),
             postgres: self.postgres.clone(),

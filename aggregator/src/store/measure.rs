@@ -137,7 +137,7 @@ fn resident() -> (u64, u64) {
 fn a_million_hosts_a_minute() {
     let mut random = super::testing::Random(3);
     let address = |number: u64| (0xffff_0000_0000_u128 | u128::from(number)).to_be_bytes();
-    let batch = |first: u64| {
+    let mut batch = |first: u64| {
         let hosts = |random: &mut super::testing::Random, fresh: bool| {
             let number = |row: u64| if fresh { first + row } else { random.below(1 << 30) };
             let bytes = (0..65_536).map(number).map(address);

@@ -9,7 +9,8 @@
 //! The servers start first and say "not ready" until the store is open. At the end the ingest stops first, after it has
 //! taken and committed what the log still holds; then maintenance; the servers, which answer until then, stop last.
 //!
-//! Memory, with the defaults: hot rows 256 MiB, queries 512 MiB, and about 150 MiB for the rest.
+//! Memory, with the defaults: hot rows 256 MiB, queries 512 MiB, and about 150 MiB for the rest; the rollups of a commit in
+//! which every host is new take up to 300 MiB more for a moment (`docs/decisions/rollups.md`).
 
 use std::net::TcpListener;
 use std::path::PathBuf;

@@ -103,7 +103,7 @@ macro_rules! talkers_view {
             ", CASE WHEN sum(sum(est_bytes)) OVER (PARTITION BY window_start, dimension) > 0 \
                THEN sum(est_bytes) / sum(sum(est_bytes)) OVER (PARTITION BY window_start, dimension) END AS share, \
              CASE WHEN NOT other THEN \
-               rank() OVER (PARTITION BY window_start, dimension, other ORDER BY sum(est_bytes) DESC) END AS rank, \
+               CAST(rank() OVER (PARTITION BY window_start, dimension, other ORDER BY sum(est_bytes) DESC) AS BIGINT) END AS rank, \
              CASE WHEN NOT other THEN \
                sum(CASE WHEN other THEN sum(bound) ELSE 0.0 END) OVER (PARTITION BY window_start, dimension) \
                - sum(bound) END AS error_bound \
@@ -124,9 +124,9 @@ macro_rules! changes_view {
             talker!(),
             ", est_bytes, previous_est_bytes, est_bytes - previous_est_bytes AS est_bytes_change, \
              CASE WHEN est_bytes > 0 THEN \
-               rank() OVER (PARTITION BY window_start, dimension ORDER BY est_bytes DESC) END AS rank, \
+               CAST(rank() OVER (PARTITION BY window_start, dimension ORDER BY est_bytes DESC) AS BIGINT) END AS rank, \
              CASE WHEN previous_est_bytes > 0 THEN \
-               rank() OVER (PARTITION BY window_start, dimension ORDER BY previous_est_bytes DESC) END AS previous_rank \
+               CAST(rank() OVER (PARTITION BY window_start, dimension ORDER BY previous_est_bytes DESC) AS BIGINT) END AS previous_rank \
              FROM (SELECT window_start, ",
             talker!(),
             ", sum(now) AS est_bytes, sum(before) AS previous_est_bytes FROM ( \

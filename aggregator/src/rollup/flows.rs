@@ -168,35 +168,90 @@ impl Cells {
     }
 }
 
-/// The partial rows of `flows_1m` and of `top_talkers`.
+/// Sums by number in windows of one length, which come newest first.
+pub(super) struct Rows {
+    window_us: i64,
+    current: i64,
+    cells: Cells,
+    pub(super) starts: Vec<i64>,
+    pub(super) numbers: Vec<u32>,
+    pub(super) sums: Vec<Sums>,
+}
+
+impl Rows {
+    pub(super) fn new(resolution: Resolution, numbers: usize) -> Rows {
+        Rows {
+            window_us: resolution.micros(),
+            current: 0,
+            cells: Cells::new(numbers),
+            starts: Vec::new(),
+            numbers: Vec::new(),
+            sums: Vec::new(),
+        }
+    }
+
+    /// Goes on to the window in which `time` is.
+    pub(super) fn go(&mut self, time: i64) {
+        let window = time / self.window_us * self.window_us;
+        if window != self.current {
+            self.flush();
+            self.current = window;
+        }
+    }
+
+    #[inline]
+    pub(super) fn add(&mut self, number: u32, sums: &Sums) {
+        self.cells.add(number, sums);
+    }
+
+    pub(super) fn flush(&mut self) {
+        self.starts.resize(self.numbers.len() + self.cells.numbers.len(), self.current);
+        self.numbers.extend_from_slice(&self.cells.numbers);
+        self.sums.extend_from_slice(&self.cells.sums);
+        self.cells.clear();
+    }
+}
+
+/// The partial rows of `flows_1m`, `flows_1h` and `flows_1d`, and of `top_talkers`.
 pub(super) fn compute(
     batches: &[RecordBatch],
     config: &AggregateConfig,
-) -> Result<(RecordBatch, RecordBatch), ArrowError> {
+) -> Result<(Vec<RecordBatch>, RecordBatch), ArrowError> {
     let flows = Flows::new(batches);
     let volumes = Volumes::new(&flows, config.attribute)?;
     let (keys, of_row) = classes(&flows)?;
     let mut talkers = Talkers::new(&flows, config, &keys, &of_row)?;
     let mut sweep = Sweep::new(&volumes, Resolution::Minute.micros());
-    let mut cells = Cells::new(keys.len());
+    let resolutions = [Resolution::Minute, Resolution::Hour, Resolution::Day];
+    let [mut minutes, mut hours, mut days] = resolutions.map(|resolution| Rows::new(resolution, keys.len()));
     let (mut shares, mut added): (Vec<Share>, Vec<Sums>) = (Vec::new(), Vec::new());
-    let (mut starts, mut rows, mut sums) = (Vec::new(), Vec::new(), Vec::new());
     loop {
-        let next = if rows.len() < MAX_ROWS { sweep.next(&mut shares) } else { sweep.rest(&mut shares) };
+        let next =
+            if minutes.numbers.len() < MAX_ROWS { sweep.next(&mut shares) } else { sweep.rest(&mut shares) };
         let Some(window) = next else { break };
+        minutes.go(window);
+        hours.go(window);
+        days.go(window);
         added.clear();
         added.extend(shares.iter().map(|share| volumes.sums(share)));
         for (share, added) in shares.iter().zip(&added) {
-            cells.add(of_row[share.row as usize], added);
+            minutes.add(of_row[share.row as usize], added);
         }
-        talkers.window(window, &shares, &added, &cells);
-        starts.resize(rows.len() + cells.numbers.len(), window);
-        rows.extend_from_slice(&cells.numbers);
-        sums.extend_from_slice(&cells.sums);
-        cells.clear();
+        talkers.window(window, &shares, &added, &minutes.cells);
+        for (class, sums) in minutes.cells.numbers.iter().zip(&minutes.cells.sums) {
+            hours.add(*class, sums);
+            days.add(*class, sums);
+        }
     }
-    let keys: Vec<&ClassKey> = rows.iter().map(|class| &keys[*class as usize]).collect();
-    let mut columns = Vec::from(windows(&starts, Resolution::Minute));
+    let parts = [minutes, hours, days].into_iter().zip(resolutions);
+    let parts = parts.map(|(rows, resolution)| to_batch(rows, resolution, &keys));
+    Ok((parts.collect::<Result<_, _>>()?, talkers.finish()?))
+}
+
+fn to_batch(mut rows: Rows, resolution: Resolution, keys: &[ClassKey]) -> Result<RecordBatch, ArrowError> {
+    rows.flush();
+    let keys: Vec<&ClassKey> = rows.numbers.iter().map(|class| &keys[*class as usize]).collect();
+    let mut columns = Vec::from(windows(&rows.starts, resolution));
     columns.extend([
         addresses(keys.iter().map(|key| key.exporter))?,
         longs(keys.iter().map(|key| key.in_if)),
@@ -206,7 +261,6 @@ pub(super) fn compute(
         longs(keys.iter().map(|key| key.src_as)),
         longs(keys.iter().map(|key| key.dst_as)),
     ]);
-    columns.extend(measures(&sums));
-    let rollup = Rollup { kind: Kind::Flows, resolution: Resolution::Minute };
-    Ok((RecordBatch::try_new(rollup.schema(), columns)?, talkers.finish()?))
+    columns.extend(measures(&rows.sums));
+    RecordBatch::try_new(Rollup { kind: Kind::Flows, resolution }.schema(), columns)
 }

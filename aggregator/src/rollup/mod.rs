@@ -93,31 +93,34 @@ impl Family {
         flows: &[RecordBatch],
         config: &AggregateConfig,
     ) -> Result<Vec<RecordBatch>, ArrowError> {
-        let mut finest: Vec<(Kind, RecordBatch)> = match self {
+        match self {
             Family::Volume => {
-                let (flows, talkers) = flows::compute(flows, config)?;
-                vec![(Kind::Flows, flows), (Kind::Talkers, talkers)]
+                let (mut parts, talkers) = flows::compute(flows, config)?;
+                parts.extend(coarser(Kind::Talkers, talkers, config)?);
+                Ok(parts)
             }
             Family::Classes => {
                 let (qos, remarking) = qos::compute(flows, config)?;
-                vec![(Kind::Qos, qos), (Kind::Remarking, remarking)]
+                let mut parts = coarser(Kind::Qos, qos, config)?;
+                parts.push(remarking);
+                Ok(parts)
             }
-        };
-        // of each kind the finest comes first; each coarser one is made of the one before
-        let mut result = Vec::new();
-        for rollup in self.rollups() {
-            let Some((_, part)) = finest.iter_mut().find(|(kind, _)| *kind == rollup.kind) else { continue };
-            let is_finest = !Rollup::ALL
-                .iter()
-                .any(|other| other.kind == rollup.kind && other.resolution < rollup.resolution);
-            if !is_finest {
-                *part =
-                    rollup.merge_with(&[merge::widen(part, rollup.resolution.micros())?], config.top_k)?;
-            }
-            result.push(part.clone());
         }
-        Ok(result)
     }
+}
+
+/// The finest of a kind, and the coarser ones, each made of the one before.
+fn coarser(
+    kind: Kind,
+    finest: RecordBatch,
+    config: &AggregateConfig,
+) -> Result<Vec<RecordBatch>, ArrowError> {
+    let mut parts = vec![finest];
+    for rollup in Rollup::ALL.into_iter().filter(|rollup| rollup.kind == kind).skip(1) {
+        let wide = merge::widen(&parts[parts.len() - 1], rollup.resolution.micros())?;
+        parts.push(rollup.merge_with(&[wide], config.top_k)?);
+    }
+    Ok(parts)
 }
 
 /// A rollup: a table of partial rows.

@@ -11,7 +11,7 @@ use arrow::error::ArrowError;
 
 use super::columns::{Flows, NONE};
 use super::config::AggregateConfig;
-use super::flows::{Cells, Hosts, Links, dscp, packed, small, unpacked};
+use super::flows::{self, Cells, Hosts, Links, dscp, packed, small, unpacked};
 use super::intern::Interner;
 use super::sweep::{Share, Sweep, Volumes};
 use super::{Kind, Resolution, Rollup, Sums, addresses, longs, measures, shorts, windows};
@@ -269,11 +269,7 @@ struct Remarking {
     keys: Vec<u64>,
     /// [`u32::MAX`] where the flow does not tell.
     of_row: Vec<u32>,
-    cells: Cells,
-    hour: i64,
-    starts: Vec<i64>,
-    rows: Vec<u32>,
-    sums: Vec<Sums>,
+    rows: flows::Rows,
 }
 
 impl Remarking {
@@ -291,41 +287,18 @@ impl Remarking {
             }
         });
         let of_row = of_row.collect();
-        let cells = Cells::new(interner.len());
-        let (starts, rows, sums) = (Vec::new(), Vec::new(), Vec::new());
-        let keys = interner.keys().to_vec();
-        Ok(Some(Remarking { keys, of_row, cells, hour: 0, starts, rows, sums }))
-    }
-
-    fn window(&mut self, window: i64, shares: &[Share], added: &[Sums]) {
-        let hour = window.div_euclid(Resolution::Hour.micros()) * Resolution::Hour.micros();
-        if hour != self.hour {
-            self.flush();
-            self.hour = hour;
-        }
-        for (share, added) in shares.iter().zip(added) {
-            let key = self.of_row[share.row as usize];
-            if key != u32::MAX {
-                self.cells.add(key, added);
-            }
-        }
-    }
-
-    fn flush(&mut self) {
-        self.starts.resize(self.rows.len() + self.cells.numbers.len(), self.hour);
-        self.rows.extend_from_slice(&self.cells.numbers);
-        self.sums.extend_from_slice(&self.cells.sums);
-        self.cells.clear();
+        let rows = flows::Rows::new(Resolution::Hour, interner.len());
+        Ok(Some(Remarking { keys: interner.keys().to_vec(), of_row, rows }))
     }
 }
 
 fn remarking(found: Option<Remarking>, links: &Links) -> Result<RecordBatch, ArrowError> {
     let rollup = Rollup { kind: Kind::Remarking, resolution: Resolution::Hour };
     let Some(mut found) = found else { return Ok(RecordBatch::new_empty(rollup.schema())) };
-    found.flush();
-    let keys: Vec<u64> = found.rows.iter().map(|key| found.keys[*key as usize]).collect();
+    found.rows.flush();
+    let keys: Vec<u64> = found.rows.numbers.iter().map(|key| found.keys[*key as usize]).collect();
     let link = |key: &u64| links.get(*key as u32);
-    let mut columns = Vec::from(windows(&found.starts, Resolution::Hour));
+    let mut columns = Vec::from(windows(&found.rows.starts, Resolution::Hour));
     columns.extend([
         addresses(keys.iter().map(|key| link(key).0))?,
         longs(keys.iter().map(|key| link(key).1)),
@@ -333,7 +306,7 @@ fn remarking(found: Option<Remarking>, links: &Links) -> Result<RecordBatch, Arr
         shorts(keys.iter().map(|key| unpacked(key >> 32 & 0x1ff))),
         shorts(keys.iter().map(|key| unpacked(key >> 41 & 0x1ff))),
     ]);
-    columns.extend(measures(&found.sums));
+    columns.extend(measures(&found.rows.sums));
     RecordBatch::try_new(rollup.schema(), columns)
 }
 
@@ -351,17 +324,21 @@ pub(super) fn compute(
     let mut sweep = Sweep::new(&volumes, Resolution::TenSeconds.micros());
     let mut cells = Cells::new(classes.keys.len());
     let mut places = vec![0; classes.group_keys.len()];
-    let (mut shares, mut added): (Vec<Share>, Vec<Sums>) = (Vec::new(), Vec::new());
     let mut rows = Rows::default();
+    // a window's flows with measures of their own, and those that tell how they were re-marked
+    let (mut ended, mut marked): (Vec<u32>, Vec<Share>) = (Vec::new(), Vec::new());
     loop {
-        let next =
-            if rows.groups.len() < MAX_ROWS { sweep.next(&mut shares) } else { sweep.rest(&mut shares) };
+        let take = |share: Share| {
+            cells.add(classes.of_row[share.row as usize], &volumes.sums(&share));
+            if share.ended && !measured.is_empty() {
+                ended.push(share.row);
+            }
+            if remarked.is_some() {
+                marked.push(share);
+            }
+        };
+        let next = if rows.groups.len() < MAX_ROWS { sweep.next_with(take) } else { sweep.rest_with(take) };
         let Some(window) = next else { break };
-        added.clear();
-        added.extend(shares.iter().map(|share| volumes.sums(share)));
-        for (share, added) in shares.iter().zip(&added) {
-            cells.add(classes.of_row[share.row as usize], added);
-        }
         let from = rows.groups.len();
         for (class, sums) in cells.numbers.iter().zip(&cells.sums) {
             for group in classes.groups[*class as usize] {
@@ -371,18 +348,23 @@ pub(super) fn compute(
             }
         }
         cells.clear();
-        if !measured.is_empty() {
-            for share in shares.iter().filter(|share| share.ended) {
-                let Some(counts) = measured.counts(share.row as usize) else { continue };
-                for group in classes.groups[classes.of_row[share.row as usize] as usize] {
-                    let at = rows.at(&mut places, from, window, group);
-                    let into = rows.counts[at].iter_mut().zip(counts);
-                    into.for_each(|(into, count)| *into = into.saturating_add(count));
-                }
+        for row in ended.drain(..) {
+            let Some(counts) = measured.counts(row as usize) else { continue };
+            for group in classes.groups[classes.of_row[row as usize] as usize] {
+                let at = rows.at(&mut places, from, window, group);
+                let into = rows.counts[at].iter_mut().zip(counts);
+                into.for_each(|(into, count)| *into = into.saturating_add(count));
             }
         }
         if let Some(remarked) = &mut remarked {
-            remarked.window(window, &shares, &added);
+            remarked.rows.go(window);
+            for share in &marked {
+                let key = remarked.of_row[share.row as usize];
+                if key != u32::MAX {
+                    remarked.rows.add(key, &volumes.sums(share));
+                }
+            }
+            marked.clear();
         }
     }
     Ok((rows.into_batch(&classes, &measured, config)?, remarking(remarked, &links)?))

@@ -209,6 +209,12 @@ impl<'a> Sweep<'a> {
     /// The next window, older than all before, with its shares.
     pub(super) fn next(&mut self, shares: &mut Vec<Share>) -> Option<i64> {
         shares.clear();
+        self.next_with(|share| shares.push(share))
+    }
+
+    /// The same; each share goes to `take`.
+    #[inline]
+    pub(super) fn next_with(&mut self, mut take: impl FnMut(Share)) -> Option<i64> {
         let (window, rows) = self.agenda.pop()?;
         for row in rows {
             let at = row as usize;
@@ -224,7 +230,7 @@ impl<'a> Sweep<'a> {
             }
             let share = Share { row, ended, bytes: cursor.bytes - bytes, packets: cursor.packets - packets };
             if ended || share.bytes > 0 || share.packets > 0 {
-                shares.push(share);
+                take(share);
             }
             if bytes > 0 || packets > 0 {
                 (cursor.bytes, cursor.packets, cursor.begun) = (bytes, packets, true);
@@ -240,12 +246,17 @@ impl<'a> Sweep<'a> {
     /// All that is left, as of one window.
     pub(super) fn rest(&mut self, shares: &mut Vec<Share>) -> Option<i64> {
         shares.clear();
+        self.rest_with(|share| shares.push(share))
+    }
+
+    /// The same; each share goes to `take`.
+    pub(super) fn rest_with(&mut self, mut take: impl FnMut(Share)) -> Option<i64> {
         let mut newest = None;
         while let Some((window, rows)) = self.agenda.pop() {
             newest.get_or_insert(window);
             for row in rows {
                 let Cursor { bytes, packets, begun, .. } = self.cursors[row as usize];
-                shares.push(Share { row, ended: !begun, bytes, packets });
+                take(Share { row, ended: !begun, bytes, packets });
             }
         }
         newest

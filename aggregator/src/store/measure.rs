@@ -121,6 +121,56 @@ fn the_parts_of_ingestion() {
     per_column(&flows, rows);
 }
 
+/// Resident memory of this process, MiB: now, and at its highest.
+fn resident() -> (u64, u64) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let of = |name: &str| -> u64 {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    };
+    (of("VmRSS"), of("VmHWM"))
+}
+
+/// A million hosts in one minute: what the rollups of the largest commit take beside its rows.
+#[test]
+#[ignore = "a measurement; run it alone"]
+fn a_million_hosts_a_minute() {
+    let mut random = super::testing::Random(3);
+    let address = |number: u64| (0xffff_0000_0000_u128 | u128::from(number)).to_be_bytes();
+    let mut batch = |first: u64| {
+        let hosts = |random: &mut super::testing::Random, fresh: bool| {
+            let number = |row: u64| if fresh { first + row } else { random.below(1 << 30) };
+            let bytes = (0..65_536).map(number).map(address);
+            Arc::new(arrow::array::FixedSizeBinaryArray::try_from_iter(bytes).unwrap())
+        };
+        let ends = (0..65_536).map(|row| DAY + (row + first as i64 % 7) % 60 * 1_000_000);
+        let ends = arrow::array::TimestampMicrosecondArray::from_iter_values(ends).with_timezone("UTC");
+        let bytes = (0..65_536).map(|_| random.below(100_000)).collect::<Vec<u64>>();
+        RecordBatch::try_from_iter([
+            ("end_time", Arc::new(ends) as arrow::array::ArrayRef),
+            ("src_addr", hosts(&mut random, true)),
+            ("dst_addr", hosts(&mut random, false)),
+            ("bytes", Arc::new(arrow::array::UInt64Array::from(bytes))),
+        ])
+        .unwrap()
+    };
+    let batches: Vec<RecordBatch> = (0..16).map(|at| batch(at * 65_536)).collect();
+    let config = AggregateConfig::default();
+    // hot rows are committed at 96 MiB, about 470,000 rows of 204 bytes; all at once is twice that
+    for commit in [&batches[..7], &batches[..]] {
+        let (before, _) = resident();
+        let computed: Vec<_> = [Family::Volume, Family::Classes]
+            .iter()
+            .map(|family| family.compute(commit, &config).unwrap())
+            .collect();
+        let (_, peak) = resident();
+        let rows: usize = computed.iter().flatten().map(RecordBatch::num_rows).sum();
+        let sources = commit.len() * 65_536;
+        eprintln!("{sources} hosts: {} MiB beside the rows, {rows} partial rows", peak - before);
+        assert!(peak - before < 256 * commit.len() as u64 / 7, "{} MiB", peak - before);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
 async fn the_whole_of_ingestion() {
@@ -153,8 +203,7 @@ async fn the_whole_of_ingestion() {
     }
     let micros = |time: Duration| time.as_secs_f64() * 1e6 / rows as f64;
     eprintln!("{:.0} rows/s, {:.2} µs of CPU a row", rows as f64 / wall.as_secs_f64(), micros(used));
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    eprintln!("{}", status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or(""));
+    eprintln!("{} MiB resident at most", resident().1);
     let context = session(&store).await;
     let started = Instant::now();
     assert_eq!(

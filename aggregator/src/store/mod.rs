@@ -13,6 +13,8 @@
 mod checkpoint;
 mod columns;
 mod config;
+#[cfg(test)]
+mod day_tests;
 mod delta;
 mod files;
 mod maintenance;

@@ -41,6 +41,7 @@ use super::functions::{self, PercentilePlanner};
 use super::gate::{self, Command, Limits, Request};
 use super::guard::{Stop, guarded_plan};
 use super::metrics::{Recorder, SqlMetrics};
+use super::packed::PackedGrouping;
 use super::schema::{CATALOG, PgCatalog, Public, SCHEMA};
 use super::settings::Settings;
 
@@ -380,6 +381,7 @@ fn session_state(
         .with_runtime_env(environment)
         .with_default_features()
         .with_analyzer_rules(analyzer_rules())
+        .with_physical_optimizer_rule(Arc::new(PackedGrouping::default()))
         .with_type_planner(Arc::new(AddressTypes));
     let scalars = builder.scalar_functions().get_or_insert_default();
     scalars.retain(|function| function.name() != "now");

@@ -11,6 +11,7 @@ pub mod functions;
 pub mod gate;
 mod guard;
 mod metrics;
+mod packed;
 mod schema;
 pub mod settings;
 

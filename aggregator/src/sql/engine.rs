@@ -42,6 +42,7 @@ use super::gate::{self, Command, Limits, Request};
 use super::guard::{Stop, guarded_plan};
 use super::metrics::{Recorder, SqlMetrics};
 use super::packed::PackedGrouping;
+use super::questions;
 use super::schema::{CATALOG, PgCatalog, Public, SCHEMA};
 use super::settings::Settings;
 
@@ -412,6 +413,9 @@ fn session_state(
         if let Some(function) = found {
             context.register_udtf(name, functions::bound_series(function));
         }
+    }
+    for question in questions::QUESTIONS {
+        context.register_udtf(question.name, Arc::new(questions::Asked(question)));
     }
     // the catalogue's set-up put its own in their place
     Ok(SessionStateBuilder::new_from_existing(context.state())

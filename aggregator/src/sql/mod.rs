@@ -12,6 +12,7 @@ pub mod gate;
 mod guard;
 mod metrics;
 mod packed;
+pub(crate) mod questions;
 mod schema;
 pub mod settings;
 

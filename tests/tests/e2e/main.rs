@@ -8,6 +8,7 @@
 mod bad_input;
 mod clients;
 mod configuration;
+mod cookbook;
 mod corpus;
 mod demo;
 mod deploy;
@@ -18,6 +19,7 @@ mod faults;
 mod full_disk;
 mod kafka;
 mod prometheus;
+mod readers;
 mod receive;
 mod reload;
 mod tidy;

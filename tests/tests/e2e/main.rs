@@ -8,6 +8,7 @@
 mod bad_input;
 mod clients;
 mod configuration;
+mod cookbook;
 mod corpus;
 mod counters;
 mod demo;
@@ -20,6 +21,7 @@ mod full_disk;
 mod kafka;
 mod open_vswitch;
 mod prometheus;
+mod readers;
 mod receive;
 mod reload;
 mod tidy;

@@ -9,7 +9,8 @@
 //! The servers start first and say "not ready" until the store is open. At the end the ingest stops first, after it has
 //! taken and committed what the log still holds; then maintenance; the servers, which answer until then, stop last.
 //!
-//! Memory, with the defaults: hot rows 256 MiB, queries 512 MiB, and about 150 MiB for the rest.
+//! Memory, with the defaults: hot rows 256 MiB, queries 512 MiB, and about 150 MiB for the rest; the rollups of a commit in
+//! which every host is new take up to 300 MiB more for a moment (`docs/decisions/rollups.md`).
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -22,10 +23,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, views};
 use crate::ingest::{Ingest, IngestError, OpenSource};
+use crate::rollup::AggregateConfig;
 pub use crate::serve::{HttpConfig, PostgresConfig};
 use crate::serve::{Shared, http, may_listen, pg};
 use crate::sql::{Engine, EngineError, SqlConfig, SqlMetrics};
 use crate::store::{Maintenance, Store, StoreConfig, StoreError, StoreInfo};
+use crate::traffic::Traffic;
+use crate::views::INTERFACE_VIEWS;
 
 /// A try to open the store follows the last after this time.
 const RETRY: Duration = Duration::from_secs(2);
@@ -39,6 +43,7 @@ const SERVERS_STOP: Duration = Duration::from_secs(5);
 #[serde(default, deny_unknown_fields)]
 pub struct AggregatorConfig {
     pub store: StoreConfig,
+    pub aggregate: AggregateConfig,
     pub sql: SqlConfig,
     pub http: HttpConfig,
     pub postgres: PostgresConfig,
@@ -51,7 +56,8 @@ impl AggregatorConfig {
     pub fn problems(&self) -> Vec<String> {
         let store = self.store.problems().into_iter().map(|problem| format!("store.{problem}"));
         let sql = self.sql.problems().into_iter().map(|problem| format!("sql.{problem}"));
-        store.chain(sql).collect()
+        let aggregate = self.aggregate.problems().into_iter().map(|problem| format!("aggregate.{problem}"));
+        store.chain(aggregate).chain(sql).collect()
     }
 }
 
@@ -134,14 +140,18 @@ impl Aggregator {
             tokio::spawn(pg::serve(postgres, config.postgres.clone(), Arc::clone(&shared), servers.clone()));
 
         let store = tokio::select! {
-            store = open_store(&config.store, &deps.data_dir, &deps.log_id) => store?,
+            store = open_store(&config, &deps.data_dir, &deps.log_id) => store?,
             () = shutdown.cancelled() => return Ok(()),
         };
         shared.register(|registry| store.metrics().register(registry));
         let catalog = Catalog::new(Arc::clone(&store));
         let spill = deps.data_dir.join("tmp").join("sql");
-        let engine =
-            Engine::new(config.sql.clone(), catalog.tables(), views(), Some(&spill), sql_metrics).await?;
+        let views = [views(), &INTERFACE_VIEWS].concat();
+        let mut tables = catalog.tables();
+        if let Some(traffic) = Traffic::over(&tables) {
+            tables.push(("traffic".to_owned(), Arc::new(traffic)));
+        }
+        let engine = Engine::new(config.sql.clone(), tables, &views, Some(&spill), sql_metrics).await?;
         catalog.register(engine.runtime_env());
         let (of_problem, of_metrics) = (Arc::clone(&store), Arc::clone(&store));
         shared.watch(
@@ -176,12 +186,13 @@ impl Aggregator {
 
 /// Opens the store; while its files cannot be read, again and again.
 async fn open_store(
-    config: &StoreConfig,
+    config: &AggregatorConfig,
     data_dir: &std::path::Path,
     log_id: &str,
 ) -> Result<Arc<Store>, StoreError> {
     loop {
-        match Store::open(config.clone(), data_dir, log_id).await {
+        let opened = Store::open(config.store.clone(), config.aggregate.clone(), data_dir, log_id).await;
+        match opened {
             Err(StoreError::Objects(error)) => {
                 tracing::warn!(%error, "the store cannot be opened; trying again");
                 tokio::time::sleep(RETRY).await;

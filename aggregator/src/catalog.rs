@@ -9,6 +9,7 @@ use datafusion::catalog::TableProvider;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use url::Url;
 
+use crate::completeness::{self, Completeness};
 use crate::store::{Store, StoreInfo};
 
 /// The tables of a store, for a DataFusion session. Cheap to clone; every query sees the newest snapshot by itself.
@@ -24,7 +25,10 @@ impl Catalog {
 
     /// The physical tables by SQL name. A provider takes one consistent snapshot at each scan.
     pub fn tables(&self) -> Vec<(String, Arc<dyn TableProvider>)> {
-        self.store.providers()
+        let completeness: Arc<dyn TableProvider> = Arc::new(Completeness::new(Arc::clone(&self.store)));
+        let mut tables = self.store.providers();
+        tables.push((completeness::NAME.to_owned(), completeness));
+        tables
     }
 
     /// Makes the store's files readable by the queries of `runtime`.
@@ -58,38 +62,218 @@ macro_rules! flow_view {
     };
 }
 
+/// The measures of every rollup.
+macro_rules! sums {
+    () => {
+        "sum(flows) AS flows, sum(bytes) AS bytes, sum(packets) AS packets, \
+         sum(est_bytes) AS est_bytes, sum(est_packets) AS est_packets, \
+         sum(unknown_sampling_flows) AS unknown_sampling_flows, \
+         sqrt(sum(est_bytes_variance)) AS est_bytes_error"
+    };
+}
+
+macro_rules! flows_view {
+    ($parts:literal) => {
+        concat!(
+            "SELECT window_start, exporter_addr, in_if, out_if, ip_protocol, dscp, src_as, dst_as, ",
+            sums!(),
+            " FROM ",
+            $parts,
+            " GROUP BY window_start, exporter_addr, in_if, out_if, ip_protocol, dscp, src_as, dst_as"
+        )
+    };
+}
+
+/// What tells the keys of top talkers apart.
+macro_rules! talker {
+    () => {
+        "dimension, other, addr, peer_addr, prefix_len, ip_protocol, port, peer_port, asn, peer_asn, \
+         exporter_addr, if_index, peer_if_index, vrf, peer_vrf, dscp, app"
+    };
+}
+
+/// Ranks, shares and bounds are windows over the sums: a query that does not name them does not compute them.
+macro_rules! talkers_view {
+    ($parts:literal) => {
+        concat!(
+            "SELECT window_start, ",
+            talker!(),
+            ", ",
+            sums!(),
+            ", CASE WHEN sum(sum(est_bytes)) OVER (PARTITION BY window_start, dimension) > 0 \
+               THEN sum(est_bytes) / sum(sum(est_bytes)) OVER (PARTITION BY window_start, dimension) END AS share, \
+             CASE WHEN NOT other THEN \
+               CAST(rank() OVER (PARTITION BY window_start, dimension, other ORDER BY sum(est_bytes) DESC) AS BIGINT) END AS rank, \
+             CASE WHEN NOT other THEN \
+               sum(CASE WHEN other THEN sum(bound) ELSE 0.0 END) OVER (PARTITION BY window_start, dimension) \
+               - sum(bound) END AS error_bound \
+             FROM ",
+            $parts,
+            " GROUP BY window_start, ",
+            talker!()
+        )
+    };
+}
+
+/// A window beside the one before: each part counts in its own window, and as the one before in the next.
+macro_rules! changes_view {
+    ($parts:literal) => {
+        concat!(
+            "SELECT *, previous_rank - rank AS rank_change, previous_est_bytes = 0 AND est_bytes > 0 AS is_new FROM ( \
+             SELECT window_start, ",
+            talker!(),
+            ", est_bytes, previous_est_bytes, est_bytes - previous_est_bytes AS est_bytes_change, \
+             CASE WHEN est_bytes > 0 THEN \
+               CAST(rank() OVER (PARTITION BY window_start, dimension ORDER BY est_bytes DESC) AS BIGINT) END AS rank, \
+             CASE WHEN previous_est_bytes > 0 THEN \
+               CAST(rank() OVER (PARTITION BY window_start, dimension ORDER BY previous_est_bytes DESC) AS BIGINT) END AS previous_rank \
+             FROM (SELECT window_start, ",
+            talker!(),
+            ", sum(now) AS est_bytes, sum(before) AS previous_est_bytes FROM ( \
+             SELECT window_start, ",
+            talker!(),
+            ", est_bytes AS now, 0.0 AS before FROM ",
+            $parts,
+            " WHERE NOT other UNION ALL SELECT window_end AS window_start, ",
+            talker!(),
+            ", 0.0 AS now, est_bytes AS before FROM ",
+            $parts,
+            " WHERE NOT other) GROUP BY window_start, ",
+            talker!(),
+            "))"
+        )
+    };
+}
+
+/// Classes of service with rates over a window of `$seconds`.
+macro_rules! qos_view {
+    ($parts:literal, $seconds:literal) => {
+        concat!(
+            "SELECT window_start, exporter_addr, direction, if_index, dscp, class, ",
+            sums!(),
+            ", CASE WHEN sum(packets) > 0 THEN CAST(sum(bytes) AS DOUBLE) / sum(packets) END AS avg_packet_bytes, \
+             sum(est_bytes) * 8 / ",
+            $seconds,
+            " AS bits_per_s, sum(est_packets) / ",
+            $seconds,
+            " AS packets_per_s, \
+             CASE WHEN sum(sum(est_bytes)) OVER (PARTITION BY window_start, exporter_addr, direction, if_index) > 0 \
+               THEN sum(est_bytes) / sum(sum(est_bytes)) \
+                 OVER (PARTITION BY window_start, exporter_addr, direction, if_index) END AS share, \
+             sum(packets_to_64) AS packets_to_64, sum(packets_to_128) AS packets_to_128, \
+             sum(packets_to_256) AS packets_to_256, sum(packets_to_512) AS packets_to_512, \
+             sum(packets_to_1024) AS packets_to_1024, sum(packets_to_1518) AS packets_to_1518, \
+             sum(packets_larger) AS packets_larger, \
+             sum(ect_packets) AS ect_packets, sum(ce_packets) AS ce_packets, \
+             CASE WHEN sum(packets) > 0 THEN CAST(sum(ce_packets) AS DOUBLE) / sum(packets) END AS ce_share, \
+             sum(not_forwarded_bytes) AS not_forwarded_bytes, sum(not_forwarded_packets) AS not_forwarded_packets, \
+             sum(dropped_bytes) AS dropped_bytes, sum(dropped_packets) AS dropped_packets, \
+             sum(lost_packets) AS lost_packets, sum(loss_measured_packets) AS loss_measured_packets, \
+             CASE WHEN sum(loss_measured_packets) > 0 \
+               THEN CAST(sum(lost_packets) AS DOUBLE) / sum(loss_measured_packets) END AS loss_ratio, \
+             sum(retransmits) AS retransmits, \
+             sum(rtt_flows) AS rtt_flows, \
+             CASE WHEN sum(rtt_flows) > 0 THEN CAST(sum(rtt_us) AS DOUBLE) / sum(rtt_flows) END AS avg_rtt_us, \
+             sum(rtt_to_1ms) AS rtt_to_1ms, sum(rtt_to_2ms) AS rtt_to_2ms, sum(rtt_to_5ms) AS rtt_to_5ms, \
+             sum(rtt_to_10ms) AS rtt_to_10ms, sum(rtt_to_20ms) AS rtt_to_20ms, sum(rtt_to_50ms) AS rtt_to_50ms, \
+             sum(rtt_to_100ms) AS rtt_to_100ms, sum(rtt_to_200ms) AS rtt_to_200ms, sum(rtt_larger) AS rtt_larger, \
+             sum(jitter_flows) AS jitter_flows, \
+             CASE WHEN sum(jitter_flows) > 0 THEN CAST(sum(jitter_us) AS DOUBLE) / sum(jitter_flows) END AS avg_jitter_us, \
+             sum(jitter_to_1ms) AS jitter_to_1ms, sum(jitter_to_2ms) AS jitter_to_2ms, \
+             sum(jitter_to_5ms) AS jitter_to_5ms, sum(jitter_to_10ms) AS jitter_to_10ms, \
+             sum(jitter_to_20ms) AS jitter_to_20ms, sum(jitter_to_50ms) AS jitter_to_50ms, \
+             sum(jitter_to_100ms) AS jitter_to_100ms, sum(jitter_larger) AS jitter_larger \
+             FROM ",
+            $parts,
+            " GROUP BY window_start, exporter_addr, direction, if_index, dscp, class"
+        )
+    };
+}
+
+/// Mean, peak and 95th percentile over the 360 windows of ten seconds of an hour. A window without a row is a window
+/// without traffic: the 95th percentile of 360 is the 19th largest.
+const QOS_RATES: &str = "SELECT window_start, exporter_addr, direction, if_index, dscp, class, \
+     sum(rate) / 360 AS avg_bits_per_s, max(rate) AS peak_bits_per_s, \
+     coalesce(nth_value(rate, 19 ORDER BY rate DESC), 0.0) AS p95_bits_per_s \
+     FROM (SELECT date_bin(INTERVAL '1 hour', bin_start) AS window_start, exporter_addr, direction, if_index, dscp, \
+       class, rate FROM (SELECT window_start AS bin_start, exporter_addr, direction, if_index, dscp, class, \
+         sum(est_bytes) * 8 / 10 AS rate FROM qos_10s_parts \
+         GROUP BY window_start, exporter_addr, direction, if_index, dscp, class)) \
+     GROUP BY window_start, exporter_addr, direction, if_index, dscp, class";
+
+/// The E-model (ITU-T G.107) for G.711 with concealment of losses (Bpl 25.1, G.113): delay is half of the round trip and
+/// a buffer of twice the jitter.
+macro_rules! voice_view {
+    ($qos:literal) => {
+        concat!(
+            "SELECT window_start, exporter_addr, direction, if_index, dscp, class, flows, loss_ratio, avg_jitter_us, \
+             avg_rtt_us, r_factor, CASE WHEN r_factor <= 0 THEN 1.0 WHEN r_factor >= 100 THEN 4.5 \
+               ELSE 1 + 0.035 * r_factor + r_factor * (r_factor - 60) * (100 - r_factor) * 0.000007 END AS mos \
+             FROM (SELECT *, 93.2 - 0.024 * delay_ms - CASE WHEN delay_ms > 177.3 \
+               THEN 0.11 * (delay_ms - 177.3) ELSE 0 END \
+               - 95 * loss_ratio * 100 / (loss_ratio * 100 + 25.1) AS r_factor \
+             FROM (SELECT *, avg_rtt_us / 2000 + avg_jitter_us * 2 / 1000 AS delay_ms FROM ",
+            $qos,
+            " WHERE loss_ratio IS NOT NULL AND avg_jitter_us IS NOT NULL AND avg_rtt_us IS NOT NULL))"
+        )
+    };
+}
+
+/// What is known about the trust that an exporter's rows deserve, window by window.
+macro_rules! trust_view {
+    ($parts:literal, $window:literal) => {
+        concat!(
+            "SELECT window_start, exporter_addr, sum(flows) AS flows, sum(est_bytes) AS est_bytes, \
+             sqrt(sum(est_bytes_variance)) AS est_bytes_error, \
+             CASE WHEN sum(est_bytes) > 0 THEN sqrt(sum(est_bytes_variance)) / sum(est_bytes) END AS error_ratio, \
+             CASE WHEN sum(flows) > 0 THEN CAST(sum(unknown) AS DOUBLE) / sum(flows) END AS unknown_sampling_ratio, \
+             CASE WHEN sum(expected) > 0 THEN CAST(sum(lost) AS DOUBLE) / sum(expected) END AS loss_ratio, \
+             sum(agent_drops) AS agent_drops, sum(sets_expired) AS sets_expired, sum(rejected) AS rejected \
+             FROM (SELECT window_start, exporter_addr, flows, est_bytes, est_bytes_variance, \
+               unknown_sampling_flows AS unknown, CAST(NULL AS BIGINT) AS expected, CAST(NULL AS BIGINT) AS lost, \
+               CAST(NULL AS BIGINT) AS agent_drops, CAST(NULL AS BIGINT) AS sets_expired, \
+               CAST(NULL AS BIGINT) AS rejected FROM ",
+            $parts,
+            " UNION ALL SELECT date_bin(INTERVAL '",
+            $window,
+            "', received_at) AS window_start, exporter_addr, CAST(NULL AS BIGINT), CAST(NULL AS DOUBLE), \
+               CAST(NULL AS DOUBLE), CAST(NULL AS BIGINT), sequence_expected, \
+               sequence_lost - coalesce(sequence_recovered, 0), agent_drops, sets_expired, rejected \
+               FROM exporter_stats) GROUP BY window_start, exporter_addr"
+        )
+    };
+}
+
 const VIEWS: &[(&str, &str)] = &[
     ("flows", flow_view!("flows_raw")),
     ("nat_events", flow_view!("nat_events_raw")),
     ("discards", flow_view!("discards_raw")),
+    ("flows_1m", flows_view!("flows_1m_parts")),
+    ("flows_1h", flows_view!("flows_1h_parts")),
+    ("flows_1d", flows_view!("flows_1d_parts")),
+    ("top_talkers", talkers_view!("top_talkers_parts")),
+    ("top_talkers_1h", talkers_view!("top_talkers_1h_parts")),
+    ("top_talkers_1d", talkers_view!("top_talkers_1d_parts")),
+    ("talker_changes", changes_view!("top_talkers_parts")),
+    ("talker_changes_1h", changes_view!("top_talkers_1h_parts")),
+    ("talker_changes_1d", changes_view!("top_talkers_1d_parts")),
+    ("qos_10s", qos_view!("qos_10s_parts", "10")),
+    ("qos_1m", qos_view!("qos_1m_parts", "60")),
+    ("qos_1h", qos_view!("qos_1h_parts", "3600")),
+    ("qos_1d", qos_view!("qos_1d_parts", "86400")),
+    ("qos_rates_1h", QOS_RATES),
+    ("voice_quality_1m", voice_view!("qos_1m")),
+    ("voice_quality_1h", voice_view!("qos_1h")),
     (
-        "flows_1m",
-        "SELECT window_start, exporter_addr, in_if, out_if, ip_protocol, dscp, src_as, dst_as, \
-         sum(flows) AS flows, sum(bytes) AS bytes, sum(packets) AS packets, \
-         sum(est_bytes) AS est_bytes, sum(est_packets) AS est_packets, \
-         sum(unknown_sampling_flows) AS unknown_sampling_flows \
-         FROM flows_1m_parts \
-         GROUP BY window_start, exporter_addr, in_if, out_if, ip_protocol, dscp, src_as, dst_as",
+        "remarking_1h",
+        concat!(
+            "SELECT window_start, exporter_addr, in_if, out_if, dscp, post_dscp, ",
+            sums!(),
+            " FROM remarking_1h_parts GROUP BY window_start, exporter_addr, in_if, out_if, dscp, post_dscp"
+        ),
     ),
-    (
-        "top_talkers",
-        "SELECT window_start, dimension, other, addr, peer_addr, ip_protocol, port, asn, \
-         sum(flows) AS flows, sum(bytes) AS bytes, sum(packets) AS packets, \
-         sum(est_bytes) AS est_bytes, sum(est_packets) AS est_packets, \
-         sum(unknown_sampling_flows) AS unknown_sampling_flows \
-         FROM top_talkers_parts \
-         GROUP BY window_start, dimension, other, addr, peer_addr, ip_protocol, port, asn",
-    ),
-    (
-        "qos_1m",
-        "SELECT window_start, exporter_addr, direction, if_index, dscp, class, \
-         sum(flows) AS flows, sum(bytes) AS bytes, sum(packets) AS packets, \
-         sum(est_bytes) AS est_bytes, sum(est_packets) AS est_packets, \
-         sum(unknown_sampling_flows) AS unknown_sampling_flows, \
-         CASE WHEN sum(packets) > 0 THEN CAST(sum(bytes) AS DOUBLE) / sum(packets) END AS avg_packet_bytes \
-         FROM qos_1m_parts \
-         GROUP BY window_start, exporter_addr, direction, if_index, dscp, class",
-    ),
+    ("trust_1m", trust_view!("flows_1m_parts", "1 minute")),
+    ("trust_1h", trust_view!("flows_1h_parts", "1 hour")),
     (
         "exporters",
         "SELECT exporter_addr, sender_addr, observation_domain, proto_ver, \

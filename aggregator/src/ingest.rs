@@ -285,7 +285,12 @@ impl Reader<'_> {
             let opened =
                 opened.await.map_err(|error| StoreError::Corrupt(format!("opening died: {error}")))?;
             let mut batches: BTreeMap<Table, Vec<Arc<HotBatch>>> = BTreeMap::new();
+            let mut newest: BTreeMap<u32, i64> = BTreeMap::new();
             for (message, opened) in opened {
+                if let Payload::Batch { envelope, .. } = &message.payload {
+                    let known = newest.entry(message.partition).or_insert(envelope.max_time_us);
+                    *known = (*known).max(envelope.max_time_us);
+                }
                 self.account(&message, opened, &mut batches)?;
                 self.seen.insert(message.partition, message.offset + 1);
             }
@@ -293,7 +298,7 @@ impl Reader<'_> {
                 self.store.take(table, &batches);
             }
             self.oldest.get_or_insert_with(Instant::now);
-            self.store.note_seen(&self.seen);
+            self.store.note_seen(&self.seen, &newest);
         }
         let end = self.source.end();
         let behind = end.iter().any(|(partition, end)| self.seen.get(partition).copied().unwrap_or(0) < *end);

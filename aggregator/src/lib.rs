@@ -5,6 +5,7 @@
 
 pub mod aggregate;
 pub mod catalog;
+mod completeness;
 mod hot;
 pub mod ingest;
 mod provider;
@@ -13,3 +14,5 @@ pub mod serve;
 pub mod source;
 pub mod sql;
 pub mod store;
+mod traffic;
+mod views;

@@ -25,6 +25,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
 
 use crate::hot;
+use crate::rollup::Asker;
 use crate::store::{Content, DataFile, OBJECT_STORE_URL, Snapshot, StoreTable};
 
 /// Read this much of a file's end at first: the footer of a data file fits.
@@ -98,13 +99,8 @@ impl StoreProvider {
         let batches = match self.table.spec.content {
             Content::Raw(_) => snapshot.hot.iter().map(|hot| hot.batch.clone()).collect(),
             Content::Rollup(rollup) => {
-                let snapshot = Arc::clone(snapshot);
-                let compute = move || {
-                    let hot: Vec<RecordBatch> = snapshot.hot.iter().map(|hot| hot.batch.clone()).collect();
-                    rollup.compute(&hot)
-                };
-                let computed = tokio::task::spawn_blocking(compute).await;
-                vec![computed.map_err(|error| DataFusionError::External(Box::new(error)))??]
+                let parts = self.table.aggregates.parts(rollup, &snapshot.hot, Asker::Query).await;
+                parts.map_err(|error| DataFusionError::External(Box::new(error)))?
             }
         };
         let mut spread: Vec<Vec<RecordBatch>> = vec![Vec::new(); partitions.clamp(1, batches.len().max(1))];

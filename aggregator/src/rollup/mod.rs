@@ -4,59 +4,185 @@
 //! commit over the rows that are committed, and at a query over the hot ones. Because every measure is additive, late
 //! rows merge into their own window, whenever they come, and compaction may merge partial rows.
 //!
-//! A flow's bytes and packets are spread over the minutes that it lasted, in proportion, nothing lost to rounding; the
-//! flow itself counts once, in the minute in which it ended. A flow without times falls in the minute of its receipt.
+//! * `columns`: the columns of flow rows as plain vectors; `intern`: numbers for keys.
+//! * `sweep`: bytes and packets over the windows in which a flow lasted, nothing lost to rounding.
+//! * `flows`: sums by exporter, interfaces, protocol, class and ASs, and `talkers` from them and from the flows.
+//! * `qos`: sums by interface, direction and class in windows of ten seconds.
+//! * `merge`: partial rows put together; the windows of an hour and a day are made of the finer ones.
+//!
+//! The bounds are in `docs/decisions/rollups.md`.
 
-mod group;
+mod columns;
+mod config;
+mod dimension;
+mod flows;
+mod intern;
+mod merge;
+mod qos;
+mod shared;
+mod sweep;
 mod talkers;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, FixedSizeBinaryArray, Float64Array, Int16Array, Int32Array, Int64Array,
-    PrimitiveArray, RecordBatch, TimestampMicrosecondArray,
+    ArrayRef, FixedSizeBinaryArray, Float64Array, Int16Array, Int64Array, RecordBatch,
+    TimestampMicrosecondArray,
 };
-use arrow::datatypes::{ArrowPrimitiveType, DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 
-pub use talkers::TOP_K;
+use columns::NONE;
+pub use config::{AggregateConfig, Attribute};
+pub(crate) use shared::{Aggregates, Asker};
 
-/// The length of a window, µs.
-pub const WINDOW_US: i64 = 60_000_000;
-
-/// A flow that says it lasted longer than this is spread over the last day only.
-const LONGEST_US: i64 = 86_400_000_000;
-
-/// The rollups.
+/// The length of a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Rollup {
-    /// Per exporter, interface pair, protocol, class and pair of ASs.
-    Flows1m,
-    /// Per window and dimension the largest keys, and the rest as one row.
-    TopTalkers,
-    /// Per exporter, interface, direction and class.
-    Qos1m,
+pub enum Resolution {
+    TenSeconds,
+    Minute,
+    Hour,
+    Day,
+}
+
+impl Resolution {
+    /// In microseconds.
+    pub const fn micros(self) -> i64 {
+        match self {
+            Resolution::TenSeconds => 10_000_000,
+            Resolution::Minute => 60_000_000,
+            Resolution::Hour => 3_600_000_000,
+            Resolution::Day => 86_400_000_000,
+        }
+    }
+}
+
+/// What a rollup adds up by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Exporter, interface pair, protocol, class and pair of ASs.
+    Flows,
+    /// Of each dimension the largest keys, and the rest as one row.
+    Talkers,
+    /// Exporter, interface, direction and class.
+    Qos,
+    /// Exporter, interface pair, class before and class after.
+    Remarking,
+}
+
+/// What is computed in one pass over the flow rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Family {
+    /// Flows and talkers.
+    Volume,
+    /// Classes and re-marking.
+    Classes,
+}
+
+impl Family {
+    /// Its rollups, in the order in which [`Family::compute`] gives them.
+    pub(crate) fn rollups(self) -> impl Iterator<Item = Rollup> {
+        Rollup::ALL.into_iter().filter(move |rollup| rollup.family() == self)
+    }
+
+    /// The partial rows of `flows` (types of the log or of SQL, absent columns absent).
+    pub(crate) fn compute(
+        self,
+        flows: &[RecordBatch],
+        config: &AggregateConfig,
+    ) -> Result<Vec<RecordBatch>, ArrowError> {
+        match self {
+            Family::Volume => {
+                let (mut parts, talkers) = flows::compute(flows, config)?;
+                parts.extend(coarser(Kind::Talkers, talkers, config)?);
+                Ok(parts)
+            }
+            Family::Classes => {
+                let (qos, remarking) = qos::compute(flows, config)?;
+                let mut parts = coarser(Kind::Qos, qos, config)?;
+                parts.push(remarking);
+                Ok(parts)
+            }
+        }
+    }
+}
+
+/// The finest of a kind, and the coarser ones, each made of the one before.
+fn coarser(
+    kind: Kind,
+    finest: RecordBatch,
+    config: &AggregateConfig,
+) -> Result<Vec<RecordBatch>, ArrowError> {
+    let mut parts = vec![finest];
+    for rollup in Rollup::ALL.into_iter().filter(|rollup| rollup.kind == kind).skip(1) {
+        let wide = merge::widen(&parts[parts.len() - 1], rollup.resolution.micros())?;
+        parts.push(rollup.merge_with(&[wide], config.top_k)?);
+    }
+    Ok(parts)
+}
+
+/// A rollup: a table of partial rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Rollup {
+    pub kind: Kind,
+    pub resolution: Resolution,
+}
+
+const fn rollup(kind: Kind, resolution: Resolution) -> Rollup {
+    Rollup { kind, resolution }
 }
 
 impl Rollup {
-    pub const ALL: [Rollup; 3] = [Rollup::Flows1m, Rollup::TopTalkers, Rollup::Qos1m];
+    /// Every rollup; of each kind the finest first.
+    pub const ALL: [Rollup; 11] = [
+        rollup(Kind::Flows, Resolution::Minute),
+        rollup(Kind::Flows, Resolution::Hour),
+        rollup(Kind::Flows, Resolution::Day),
+        rollup(Kind::Talkers, Resolution::Minute),
+        rollup(Kind::Talkers, Resolution::Hour),
+        rollup(Kind::Talkers, Resolution::Day),
+        rollup(Kind::Qos, Resolution::TenSeconds),
+        rollup(Kind::Qos, Resolution::Minute),
+        rollup(Kind::Qos, Resolution::Hour),
+        rollup(Kind::Qos, Resolution::Day),
+        rollup(Kind::Remarking, Resolution::Hour),
+    ];
 
     /// The SQL name of its partial rows.
     pub const fn name(self) -> &'static str {
-        match self {
-            Rollup::Flows1m => "flows_1m_parts",
-            Rollup::TopTalkers => "top_talkers_parts",
-            Rollup::Qos1m => "qos_1m_parts",
+        match (self.kind, self.resolution) {
+            (Kind::Flows, Resolution::Hour) => "flows_1h_parts",
+            (Kind::Flows, Resolution::Day) => "flows_1d_parts",
+            (Kind::Flows, _) => "flows_1m_parts",
+            (Kind::Talkers, Resolution::Hour) => "top_talkers_1h_parts",
+            (Kind::Talkers, Resolution::Day) => "top_talkers_1d_parts",
+            (Kind::Talkers, _) => "top_talkers_parts",
+            (Kind::Qos, Resolution::TenSeconds) => "qos_10s_parts",
+            (Kind::Qos, Resolution::Minute) => "qos_1m_parts",
+            (Kind::Qos, Resolution::Hour) => "qos_1h_parts",
+            (Kind::Qos, Resolution::Day) => "qos_1d_parts",
+            (Kind::Remarking, _) => "remarking_1h_parts",
+        }
+    }
+
+    pub(crate) const fn family(self) -> Family {
+        match self.kind {
+            Kind::Flows | Kind::Talkers => Family::Volume,
+            Kind::Qos | Kind::Remarking => Family::Classes,
         }
     }
 
     fn keys(self) -> Vec<Field> {
         let field = |name: &str, kind: DataType| Field::new(name, kind, true);
-        let address = DataType::FixedSizeBinary(16);
-        let window = field("window_start", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())));
-        let rest = match self {
-            Rollup::Flows1m => vec![
-                field("exporter_addr", address),
+        let address = || DataType::FixedSizeBinary(16);
+        let time = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+        // the end is there to be matched with the start of the next window
+        let window = [field("window_start", time.clone()), field("window_end", time)];
+        let rest = match self.kind {
+            Kind::Flows => vec![
+                field("exporter_addr", address()),
                 field("in_if", DataType::Int64),
                 field("out_if", DataType::Int64),
                 field("ip_protocol", DataType::Int16),
@@ -64,24 +190,23 @@ impl Rollup {
                 field("src_as", DataType::Int64),
                 field("dst_as", DataType::Int64),
             ],
-            Rollup::TopTalkers => vec![
-                field("dimension", DataType::Utf8),
-                field("other", DataType::Boolean),
-                field("addr", address.clone()),
-                field("peer_addr", address),
-                field("ip_protocol", DataType::Int16),
-                field("port", DataType::Int32),
-                field("asn", DataType::Int64),
-            ],
-            Rollup::Qos1m => vec![
-                field("exporter_addr", address),
+            Kind::Talkers => talkers::keys(),
+            Kind::Qos => vec![
+                field("exporter_addr", address()),
                 field("direction", DataType::Utf8),
                 field("if_index", DataType::Int64),
                 field("dscp", DataType::Int16),
                 field("class", DataType::Utf8),
             ],
+            Kind::Remarking => vec![
+                field("exporter_addr", address()),
+                field("in_if", DataType::Int64),
+                field("out_if", DataType::Int64),
+                field("dscp", DataType::Int16),
+                field("post_dscp", DataType::Int16),
+            ],
         };
-        std::iter::once(window).chain(rest).collect()
+        window.into_iter().chain(rest).collect()
     }
 
     /// How many of its first columns are the key; the others add up.
@@ -91,30 +216,37 @@ impl Rollup {
 
     /// The columns of its partial rows: the key, then the measures.
     pub fn schema(self) -> SchemaRef {
-        let measures = [
-            ("flows", DataType::Int64),
-            ("bytes", DataType::Int64),
-            ("packets", DataType::Int64),
-            ("est_bytes", DataType::Float64),
-            ("est_packets", DataType::Float64),
-            ("unknown_sampling_flows", DataType::Int64),
-        ];
-        let measures = measures.into_iter().map(|(name, kind)| Field::new(name, kind, true));
-        Arc::new(Schema::new(self.keys().into_iter().chain(measures).collect::<Vec<_>>()))
-    }
-
-    /// The partial rows of `flows` (types of the log or of SQL, absent columns absent).
-    pub fn compute(self, flows: &[RecordBatch]) -> Result<RecordBatch, ArrowError> {
-        match self {
-            Rollup::Flows1m => group::flows_1m(flows),
-            Rollup::TopTalkers => talkers::compute(flows),
-            Rollup::Qos1m => group::qos_1m(flows),
+        let mut fields = self.keys();
+        let measure = |name: &str, kind: DataType| Field::new(name, kind, true);
+        fields.extend([
+            measure("flows", DataType::Int64),
+            measure("bytes", DataType::Int64),
+            measure("packets", DataType::Int64),
+            measure("est_bytes", DataType::Float64),
+            measure("est_packets", DataType::Float64),
+            measure("unknown_sampling_flows", DataType::Int64),
+            measure("est_bytes_variance", DataType::Float64),
+        ]);
+        match self.kind {
+            Kind::Talkers => fields.push(measure("bound", DataType::Float64)),
+            Kind::Qos => fields.extend(qos::MEASURES.iter().map(|name| measure(name, DataType::Int64))),
+            Kind::Flows | Kind::Remarking => {}
         }
+        Arc::new(Schema::new(fields))
     }
 
-    /// The same partial rows, those of equal keys added up.
-    pub fn merge(self, parts: &[RecordBatch]) -> Result<RecordBatch, ArrowError> {
-        group::merge(&self.schema(), self.key_columns(), parts)
+    /// The same partial rows, those of equal keys added up, for good.
+    pub(crate) fn merge(
+        self,
+        parts: &[RecordBatch],
+        config: &AggregateConfig,
+    ) -> Result<RecordBatch, ArrowError> {
+        self.merge_with(parts, config.top_k * talkers::MERGED)
+    }
+
+    fn merge_with(self, parts: &[RecordBatch], top_k: usize) -> Result<RecordBatch, ArrowError> {
+        let merged = merge::merge(&self.schema(), self.key_columns(), parts)?;
+        if self.kind == Kind::Talkers { talkers::cut(&merged, top_k) } else { Ok(merged) }
     }
 }
 
@@ -127,9 +259,12 @@ struct Sums {
     est_bytes: f64,
     est_packets: f64,
     unknown: i64,
+    /// Of `est_bytes`, by sampling: N (N - 1) Σ b², where the packets of a row are taken to be of one size.
+    variance: f64,
 }
 
 impl Sums {
+    #[inline]
     fn add(&mut self, other: &Sums) {
         self.flows += other.flows;
         self.bytes = self.bytes.saturating_add(other.bytes);
@@ -137,134 +272,45 @@ impl Sums {
         self.est_bytes += other.est_bytes;
         self.est_packets += other.est_packets;
         self.unknown += other.unknown;
+        self.variance += other.variance;
     }
 }
 
 /// The measures as columns.
 fn measures(sums: &[Sums]) -> Vec<ArrayRef> {
+    let numbers =
+        |of: fn(&Sums) -> i64| -> ArrayRef { Arc::new(Int64Array::from_iter_values(sums.iter().map(of))) };
+    let doubles =
+        |of: fn(&Sums) -> f64| -> ArrayRef { Arc::new(Float64Array::from_iter_values(sums.iter().map(of))) };
     vec![
-        Arc::new(Int64Array::from_iter_values(sums.iter().map(|sum| sum.flows))),
-        Arc::new(Int64Array::from_iter_values(sums.iter().map(|sum| sum.bytes))),
-        Arc::new(Int64Array::from_iter_values(sums.iter().map(|sum| sum.packets))),
-        Arc::new(Float64Array::from_iter_values(sums.iter().map(|sum| sum.est_bytes))),
-        Arc::new(Float64Array::from_iter_values(sums.iter().map(|sum| sum.est_packets))),
-        Arc::new(Int64Array::from_iter_values(sums.iter().map(|sum| sum.unknown))),
+        numbers(|sum| sum.flows),
+        numbers(|sum| sum.bytes),
+        numbers(|sum| sum.packets),
+        doubles(|sum| sum.est_bytes),
+        doubles(|sum| sum.est_packets),
+        numbers(|sum| sum.unknown),
+        doubles(|sum| sum.variance),
     ]
 }
 
-/// A column of a batch, or none: rows of an absent column are NULL. Numbers are widened to their SQL types.
-struct Col<A>(Option<A>);
-
-impl<T: ArrowPrimitiveType> Col<PrimitiveArray<T>> {
-    fn numbers(batch: &RecordBatch, name: &str, kind: &DataType) -> Result<Self, ArrowError> {
-        let Some(column) = batch.column_by_name(name) else { return Ok(Col(None)) };
-        Ok(Col(crate::hot::to_sql(column, kind)?.as_primitive_opt::<T>().cloned()))
-    }
-
-    #[inline]
-    fn get(&self, row: usize) -> Option<T::Native> {
-        let array = self.0.as_ref()?;
-        (!array.is_null(row)).then(|| array.value(row))
-    }
+fn times(values: impl Iterator<Item = i64>) -> ArrayRef {
+    Arc::new(TimestampMicrosecondArray::from_iter_values(values).with_timezone("UTC"))
 }
 
-fn shorts(batch: &RecordBatch, name: &str) -> Result<Col<Int16Array>, ArrowError> {
-    Col::numbers(batch, name, &DataType::Int16)
+/// The start and the end of each row's window.
+fn windows(starts: &[i64], resolution: Resolution) -> [ArrayRef; 2] {
+    [times(starts.iter().copied()), times(starts.iter().map(|start| start + resolution.micros()))]
 }
 
-fn ints(batch: &RecordBatch, name: &str) -> Result<Col<Int32Array>, ArrowError> {
-    Col::numbers(batch, name, &DataType::Int32)
+fn addresses(values: impl Iterator<Item = Option<u128>>) -> Result<ArrayRef, ArrowError> {
+    let bytes = values.map(|value| value.map(u128::to_be_bytes));
+    Ok(Arc::new(FixedSizeBinaryArray::try_from_sparse_iter_with_size(bytes, 16)?))
 }
 
-fn longs(batch: &RecordBatch, name: &str) -> Result<Col<Int64Array>, ArrowError> {
-    Col::numbers(batch, name, &DataType::Int64)
+fn longs(values: impl Iterator<Item = i64>) -> ArrayRef {
+    Arc::new(Int64Array::from_iter(values.map(|value| (value != NONE).then_some(value))))
 }
 
-fn times(batch: &RecordBatch, name: &str) -> Result<Col<TimestampMicrosecondArray>, ArrowError> {
-    Col::numbers(batch, name, &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())))
-}
-
-impl Col<FixedSizeBinaryArray> {
-    fn addresses(batch: &RecordBatch, name: &str) -> Self {
-        Col(batch.column_by_name(name).and_then(|column| column.as_fixed_size_binary_opt().cloned()))
-    }
-
-    #[inline]
-    fn get(&self, row: usize) -> Option<u128> {
-        let array = self.0.as_ref()?;
-        if array.is_null(row) {
-            return None;
-        }
-        array.value(row).try_into().ok().map(u128::from_be_bytes)
-    }
-}
-
-/// When, how much, and at what rate: the columns that every rollup reads.
-struct Volume {
-    received: Col<TimestampMicrosecondArray>,
-    start: Col<TimestampMicrosecondArray>,
-    end: Col<TimestampMicrosecondArray>,
-    bytes: Col<Int64Array>,
-    packets: Col<Int64Array>,
-    rate: Col<Float64Array>,
-}
-
-impl Volume {
-    fn new(batch: &RecordBatch) -> Result<Self, ArrowError> {
-        Ok(Volume {
-            received: times(batch, "received_at")?,
-            start: times(batch, "start_time")?,
-            end: times(batch, "end_time")?,
-            bytes: longs(batch, "bytes")?,
-            packets: longs(batch, "packets")?,
-            rate: Col::numbers(batch, "sampling_rate", &DataType::Float64)?,
-        })
-    }
-
-    /// Calls `add` with each window of the row and its share.
-    #[inline]
-    fn spread(&self, row: usize, mut add: impl FnMut(i64, &Sums)) {
-        let end = self.end.get(row).or_else(|| self.received.get(row)).unwrap_or(0);
-        let start = self.start.get(row).unwrap_or(end).clamp(end.saturating_sub(LONGEST_US), end);
-        let (bytes, packets) = (self.bytes.get(row).unwrap_or(0), self.packets.get(row).unwrap_or(0));
-        let rate = self.rate.get(row);
-        let unknown = i64::from(rate.is_none());
-        let rate = rate.unwrap_or(1.0);
-        let window = |time: i64| time.div_euclid(WINDOW_US) * WINDOW_US;
-        let share = |flows: i64, bytes: i64, packets: i64| Sums {
-            flows,
-            bytes,
-            packets,
-            est_bytes: bytes as f64 * rate,
-            est_packets: packets as f64 * rate,
-            unknown: unknown * flows,
-        };
-        let (first, last) = (window(start), window(end));
-        if first == last {
-            add(last, &share(1, bytes, packets));
-            return;
-        }
-        // what has passed by the end of each window, less what had passed before: the last share takes the remainder
-        let duration = i128::from(end - start);
-        let passed = |total: i64, until: i64| -> i64 {
-            i64::try_from(i128::from(total) * i128::from(until - start) / duration).unwrap_or(total)
-        };
-        let (mut bytes_before, mut packets_before) = (0, 0);
-        let mut at = first;
-        while at < last {
-            let until = at + WINDOW_US;
-            let (bytes_now, packets_now) = (passed(bytes, until), passed(packets, until));
-            if bytes_now > bytes_before || packets_now > packets_before {
-                add(at, &share(0, bytes_now - bytes_before, packets_now - packets_before));
-            }
-            (bytes_before, packets_before, at) = (bytes_now, packets_now, until);
-        }
-        add(last, &share(1, bytes - bytes_before, packets - packets_before));
-    }
-}
-
-/// The name of a DSCP class, or its number.
-fn dscp_class(dscp: i16) -> String {
-    let name = u8::try_from(dscp).ok().and_then(weir_schemas::names::dscp_name);
-    name.map_or_else(|| dscp.to_string(), str::to_owned)
+fn shorts(values: impl Iterator<Item = i64>) -> ArrayRef {
+    Arc::new(Int16Array::from_iter(values.map(|value| i16::try_from(value).ok())))
 }

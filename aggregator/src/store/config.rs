@@ -46,7 +46,7 @@ pub struct StoreConfig {
 }
 
 /// How long tables keep unless the configuration says otherwise.
-const RETENTION_DAYS: [(&str, u32); 12] = [
+const RETENTION_DAYS: [(&str, u32); 20] = [
     ("flows", 30),
     ("nat_events", 30),
     ("discards", 30),
@@ -56,9 +56,17 @@ const RETENTION_DAYS: [(&str, u32); 12] = [
     ("options", 30),
     ("exporter_stats", 90),
     ("exporter_events", 365),
-    ("flows_1m", 365),
-    ("top_talkers", 365),
-    ("qos_1m", 365),
+    ("flows_1m", 90),
+    ("flows_1h", 730),
+    ("flows_1d", 3650),
+    ("top_talkers", 60),
+    ("top_talkers_1h", 730),
+    ("top_talkers_1d", 3650),
+    ("qos_10s", 7),
+    ("qos_1m", 90),
+    ("qos_1h", 730),
+    ("qos_1d", 3650),
+    ("remarking_1h", 365),
 ];
 
 fn retention_days() -> BTreeMap<String, u32> {

@@ -141,10 +141,11 @@ impl Maintenance {
                 }
                 let schema = Arc::clone(&table.spec.schema);
                 let time_column = table.spec.time_column;
+                let aggregate = Arc::clone(table.aggregates.config());
                 let merged = blocking(move || {
                     let aligned =
                         parts.iter().map(|part| align(part, &schema)).collect::<Result<Vec<_>, _>>()?;
-                    encode(&schema, &[rollup.merge(&aligned)?], time_column, options)
+                    encode(&schema, &[rollup.merge(&aligned, &aggregate)?], time_column, options)
                 });
                 // fewer rows that say the same: a change of rows all the same
                 (merged.await?, true)

@@ -18,7 +18,7 @@ use super::testing::{DAY, TestLog, message, numbers, session};
 use super::writer::FileOptions;
 use super::{Store, StoreConfig};
 use crate::ingest::Ingest;
-use crate::rollup::Rollup;
+use crate::rollup::{AggregateConfig, Family};
 
 const OPTIONS: FileOptions = FileOptions { zstd_level: 1, row_group_rows: 262_144 };
 
@@ -106,15 +106,69 @@ fn the_parts_of_ingestion() {
     let files = timed("Parquet", rows, || encode(&schema, &flows, "received_at", OPTIONS).unwrap());
     let bytes: usize = files.iter().map(|file| file.bytes.len()).sum();
     eprintln!("{:<28} {:>8.2} bytes/row", "", bytes as f64 / rows as f64);
-    for rollup in Rollup::ALL {
-        let parts = timed(rollup.name(), rows, || rollup.compute(&flows).unwrap());
-        let files = timed("  as Parquet", rows, || {
-            encode(&rollup.schema(), std::slice::from_ref(&parts), "window_start", OPTIONS).unwrap()
-        });
-        let bytes: usize = files.iter().map(|file| file.bytes.len()).sum();
-        eprintln!("{:<28} {} rows, {:.2} bytes/row", "", parts.num_rows(), bytes as f64 / rows as f64);
+    let config = AggregateConfig::default();
+    for family in [Family::Volume, Family::Classes] {
+        let name = format!("rollups: {family:?}");
+        let computed = timed(&name, rows, || family.compute(&flows, &config).unwrap());
+        for (rollup, parts) in family.rollups().zip(&computed) {
+            let files = timed(&format!("  {}", rollup.name()), rows, || {
+                encode(&rollup.schema(), std::slice::from_ref(parts), "window_start", OPTIONS).unwrap()
+            });
+            let bytes: usize = files.iter().map(|file| file.bytes.len()).sum();
+            eprintln!("{:<28} {} rows, {:.2} bytes/row", "", parts.num_rows(), bytes as f64 / rows as f64);
+        }
     }
     per_column(&flows, rows);
+}
+
+/// Resident memory of this process, MiB: now, and at its highest.
+fn resident() -> (u64, u64) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let of = |name: &str| -> u64 {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    };
+    (of("VmRSS"), of("VmHWM"))
+}
+
+/// A million hosts in one minute: what the rollups of the largest commit take beside its rows.
+#[test]
+#[ignore = "a measurement; run it alone"]
+fn a_million_hosts_a_minute() {
+    let mut random = super::testing::Random(3);
+    let address = |number: u64| (0xffff_0000_0000_u128 | u128::from(number)).to_be_bytes();
+    let mut batch = |first: u64| {
+        let hosts = |random: &mut super::testing::Random, fresh: bool| {
+            let number = |row: u64| if fresh { first + row } else { random.below(1 << 30) };
+            let bytes = (0..65_536).map(number).map(address);
+            Arc::new(arrow::array::FixedSizeBinaryArray::try_from_iter(bytes).unwrap())
+        };
+        let ends = (0..65_536).map(|row| DAY + (row + first as i64 % 7) % 60 * 1_000_000);
+        let ends = arrow::array::TimestampMicrosecondArray::from_iter_values(ends).with_timezone("UTC");
+        let bytes = (0..65_536).map(|_| random.below(100_000)).collect::<Vec<u64>>();
+        RecordBatch::try_from_iter([
+            ("end_time", Arc::new(ends) as arrow::array::ArrayRef),
+            ("src_addr", hosts(&mut random, true)),
+            ("dst_addr", hosts(&mut random, false)),
+            ("bytes", Arc::new(arrow::array::UInt64Array::from(bytes))),
+        ])
+        .unwrap()
+    };
+    let batches: Vec<RecordBatch> = (0..16).map(|at| batch(at * 65_536)).collect();
+    let config = AggregateConfig::default();
+    // hot rows are committed at 96 MiB, about 470,000 rows of 204 bytes; all at once is twice that
+    for commit in [&batches[..7], &batches[..]] {
+        let (before, _) = resident();
+        let computed: Vec<_> = [Family::Volume, Family::Classes]
+            .iter()
+            .map(|family| family.compute(commit, &config).unwrap())
+            .collect();
+        let (_, peak) = resident();
+        let rows: usize = computed.iter().flatten().map(RecordBatch::num_rows).sum();
+        let sources = commit.len() * 65_536;
+        eprintln!("{sources} hosts: {} MiB beside the rows, {rows} partial rows", peak - before);
+        assert!(peak - before < 256 * commit.len() as u64 / 7, "{} MiB", peak - before);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,7 +181,9 @@ async fn the_whole_of_ingestion() {
     let log = TestLog { messages: Arc::new(messages.into()), ..TestLog::default() };
     drop(batches);
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(StoreConfig::default(), directory.path(), "test").await.unwrap();
+    let store = Store::open(StoreConfig::default(), AggregateConfig::default(), directory.path(), "test")
+        .await
+        .unwrap();
     let stop = CancellationToken::new();
     let (started, cpu_before) = (Instant::now(), cpu());
     let ingest = tokio::spawn(Ingest::new(Arc::clone(&store), log.opener(Duration::ZERO)).run(stop.clone()));
@@ -147,8 +203,7 @@ async fn the_whole_of_ingestion() {
     }
     let micros = |time: Duration| time.as_secs_f64() * 1e6 / rows as f64;
     eprintln!("{:.0} rows/s, {:.2} µs of CPU a row", rows as f64 / wall.as_secs_f64(), micros(used));
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    eprintln!("{}", status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or(""));
+    eprintln!("{} MiB resident at most", resident().1);
     let context = session(&store).await;
     let started = Instant::now();
     assert_eq!(

@@ -13,6 +13,8 @@
 mod checkpoint;
 mod columns;
 mod config;
+#[cfg(test)]
+mod day_tests;
 mod delta;
 mod files;
 mod maintenance;
@@ -27,6 +29,7 @@ pub(crate) mod testing;
 mod tests;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -51,6 +54,7 @@ use table::{Spec, at_least, positions_of, transactions};
 use writer::FileOptions;
 
 use crate::provider::StoreProvider;
+use crate::rollup::{AggregateConfig, Aggregates};
 use crate::source::Positions;
 
 /// Under which URL the store's files are registered with DataFusion.
@@ -83,6 +87,10 @@ pub struct StoreInfo {
     pub seen: Positions,
     /// One past the newest offset of the log as last known.
     pub end: Positions,
+    /// The newest `received_at` of the rows taken, by partition.
+    pub newest: BTreeMap<u32, i64>,
+    /// When the log was last looked at, µs.
+    pub looked_at: Option<i64>,
     /// Tables: the raw ones and the rollups.
     pub tables: Vec<TableInfo>,
     /// Why the store cannot commit now; None where all is well.
@@ -111,6 +119,8 @@ struct Progress {
     committed: Positions,
     seen: Positions,
     end: Positions,
+    newest: BTreeMap<u32, i64>,
+    looked_at: Option<i64>,
     problem: Option<String>,
     caught_up: Option<Instant>,
 }
@@ -119,7 +129,7 @@ struct Progress {
 #[derive(Debug)]
 struct Ledger {
     log: DeltaLog,
-    owned: std::collections::BTreeMap<u32, i64>,
+    owned: BTreeMap<u32, i64>,
 }
 
 /// All tables.
@@ -139,7 +149,12 @@ pub struct Store {
 impl Store {
     /// Opens the store of `config` (below `data_dir` unless it has a URL), creating what is missing. `log_id` names the
     /// log whose offsets the tables carry: another log's offsets never count.
-    pub async fn open(config: StoreConfig, data_dir: &Path, log_id: &str) -> Result<Arc<Store>, StoreError> {
+    pub async fn open(
+        config: StoreConfig,
+        aggregate: AggregateConfig,
+        data_dir: &Path,
+        log_id: &str,
+    ) -> Result<Arc<Store>, StoreError> {
         let problems = config.problems();
         if !problems.is_empty() {
             return Err(StoreError::Config(format!("[store] {}", problems.join("; "))));
@@ -148,18 +163,19 @@ impl Store {
             config.options.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
         let root = objects::open(&config.location(data_dir), &options)?;
         let quarantine = config.quarantine(data_dir);
-        Store::with_objects(config, root.objects, root.directory, quarantine, log_id).await
+        Store::with_objects((config, aggregate), root.objects, root.directory, quarantine, log_id).await
     }
 
     pub(crate) async fn with_objects(
-        config: StoreConfig,
+        (config, aggregate): (StoreConfig, AggregateConfig),
         objects: Arc<dyn ObjectStore>,
         directory: Option<PathBuf>,
         quarantine: PathBuf,
         log_id: &str,
     ) -> Result<Arc<Store>, StoreError> {
         let apps = format!("weir/{log_id}/");
-        let open = |spec| StoreTable::open(spec, Arc::clone(&objects), apps.clone());
+        let aggregates = Arc::new(Aggregates::new(aggregate));
+        let open = |spec| StoreTable::open(spec, Arc::clone(&objects), apps.clone(), Arc::clone(&aggregates));
         let tables = try_join_all(Spec::all().into_iter().map(open)).await?;
         let ledger_schema = Schema::new(vec![
             Field::new("log_partition", DataType::Int64, true),
@@ -312,13 +328,19 @@ impl Store {
         Ok(())
     }
 
-    pub(crate) fn note_seen(&self, seen: &Positions) {
-        self.progress.write().seen.clone_from(seen);
+    pub(crate) fn note_seen(&self, seen: &Positions, newest: &BTreeMap<u32, i64>) {
+        let mut progress = self.progress.write();
+        progress.seen.clone_from(seen);
+        for (partition, time) in newest {
+            let known = progress.newest.entry(*partition).or_insert(*time);
+            *known = (*known).max(*time);
+        }
     }
 
     pub(crate) fn note_end(&self, end: Positions, caught_up: bool) {
         let mut progress = self.progress.write();
         progress.end = end;
+        progress.looked_at = Some(delta::now_ms() * 1000);
         if caught_up {
             progress.caught_up = Some(Instant::now());
         }
@@ -349,6 +371,8 @@ impl Store {
             committed: progress.committed.clone(),
             seen: progress.seen.clone(),
             end: progress.end.clone(),
+            newest: progress.newest.clone(),
+            looked_at: progress.looked_at,
             tables: self.tables.iter().map(table).collect(),
             problem: progress.problem.clone(),
             lag_seconds: progress.caught_up.map(|at| at.elapsed().as_secs_f64()),

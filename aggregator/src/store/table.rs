@@ -18,7 +18,7 @@ use super::delta::{Action, CommitError, DataFile, DeltaLog, Txn, format_day, now
 use super::files::{Encoded, encode};
 use super::metrics::TableLabel;
 use super::writer::FileOptions;
-use crate::rollup::Rollup;
+use crate::rollup::{Aggregates, Asker, Rollup};
 use crate::source::Positions;
 
 /// Where a table's rows come from.
@@ -151,6 +151,8 @@ pub(crate) struct Committed {
 pub(crate) struct StoreTable {
     pub(crate) spec: Spec,
     pub(crate) objects: Arc<dyn ObjectStore>,
+    /// The rollups of what is hot, shared by all tables.
+    pub(crate) aggregates: Arc<Aggregates>,
     /// The start of its application ids: `weir/<log id>/`.
     apps: String,
     snapshot: RwLock<Arc<Snapshot>>,
@@ -203,11 +205,12 @@ impl StoreTable {
         spec: Spec,
         objects: Arc<dyn ObjectStore>,
         apps: String,
+        aggregates: Arc<Aggregates>,
     ) -> Result<StoreTable, StoreError> {
         let log = DeltaLog::open(&objects, spec.name, &spec.schema, true).await?;
         let owned = positions_of(&log.state.txns, &apps);
         let writer = tokio::sync::Mutex::new(Writer { log, owned, prepared: None });
-        let table = StoreTable { spec, objects, apps, snapshot: RwLock::default(), writer };
+        let table = StoreTable { spec, objects, aggregates, apps, snapshot: RwLock::default(), writer };
         table.publish(&*table.writer.lock().await, |_| {});
         Ok(table)
     }
@@ -304,25 +307,21 @@ impl StoreTable {
     ) -> Result<Option<Prepared>, StoreError> {
         let snapshot = self.snapshot();
         let before = |hot: &&Arc<HotBatch>| upto.get(&hot.partition).is_some_and(|end| hot.offset < *end);
-        let batches: Vec<RecordBatch> =
-            snapshot.hot.iter().filter(before).map(|hot| hot.batch.clone()).collect();
-        if batches.is_empty() {
+        let due: Vec<Arc<HotBatch>> = snapshot.hot.iter().filter(before).cloned().collect();
+        if due.is_empty() {
             let mut current = self.snapshot.write();
             let mut next = Snapshot::clone(&current);
             pass(&mut next, upto);
             *current = Arc::new(next);
             return Ok(None);
         }
-        let (content, schema, time_column) =
-            (self.spec.content, Arc::clone(&self.spec.schema), self.spec.time_column);
-        let encoded = blocking(move || {
-            let batches = match content {
-                Content::Raw(_) => batches,
-                Content::Rollup(rollup) => vec![rollup.compute(&batches)?],
-            };
-            encode(&schema, &batches, time_column, options)
-        });
-        let encoded = encoded.await?;
+        let batches = match self.spec.content {
+            Content::Raw(_) => due.iter().map(|hot| hot.batch.clone()).collect(),
+            Content::Rollup(rollup) => self.aggregates.parts(rollup, &due, Asker::Commit).await?,
+        };
+        drop(due);
+        let (schema, time_column) = (Arc::clone(&self.spec.schema), self.spec.time_column);
+        let encoded = blocking(move || encode(&schema, &batches, time_column, options)).await?;
         let mut actions = Vec::new();
         for file in &encoded {
             actions.push(Action { add: Some(self.put(file, true).await?), ..Action::default() });

@@ -284,7 +284,7 @@ pub(crate) async fn open(
     objects: Arc<dyn ObjectStore>,
 ) -> std::result::Result<Arc<Store>, super::StoreError> {
     let quarantine = std::env::temp_dir().join(format!("weir-quarantine-{}", uuid::Uuid::new_v4()));
-    Store::with_objects(config(), objects, None, quarantine, "test").await
+    Store::with_objects((config(), Default::default()), objects, None, quarantine, "test").await
 }
 
 /// A session over the store's tables and views.

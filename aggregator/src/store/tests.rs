@@ -17,6 +17,7 @@ use super::maintenance::SPLICE_ROWS;
 use super::testing::*;
 use super::*;
 use crate::ingest::{Ingest, IngestError};
+use crate::rollup::{AggregateConfig, Family as RollupFamily};
 use crate::source::{LogMessage, Payload};
 
 const PAUSE: Duration = Duration::from_millis(2);
@@ -334,7 +335,7 @@ async fn checkpoints_say_what_the_log_said() {
 async fn a_delta_reader_that_is_not_ours_agrees() {
     let directory = tempfile::tempdir().unwrap();
     let config = StoreConfig { commit_interval_ms: 10, ..StoreConfig::default() };
-    let store = Store::open(config, directory.path(), "test").await.unwrap();
+    let store = Store::open(config, Default::default(), directory.path(), "test").await.unwrap();
     let log = TestLog::random(9, 40);
     commit_in_steps(&store, &log, 8).await;
     let flows = table(&store, "flows");
@@ -494,7 +495,10 @@ async fn rollups_say_what_sql_says_over_the_raw_rows() {
 async fn many_talkers_leave_a_rest_and_exact_totals() {
     let mut random = Random(4);
     let batch = flows(&mut random, 0, 60_000);
-    let parts = crate::rollup::Rollup::TopTalkers.compute(std::slice::from_ref(&batch)).unwrap();
+    let computed =
+        RollupFamily::Volume.compute(std::slice::from_ref(&batch), &AggregateConfig::default()).unwrap();
+    let place = RollupFamily::Volume.rollups().position(|rollup| rollup.name() == "top_talkers_parts");
+    let parts = &computed[place.unwrap()];
     let others = parts.column_by_name("other").unwrap().as_boolean();
     assert!(others.true_count() > 0, "nothing was cut off: this shows nothing");
     let dimension = parts.column_by_name("dimension").unwrap().as_string::<i32>();

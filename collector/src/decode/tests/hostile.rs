@@ -336,6 +336,24 @@ fn bytes_a_template() {
     }
 }
 
+/// Open vSwitch describes itself by 206 wide templates in the first millisecond, and sends data of some of them at once.
+#[test]
+fn rule_53_an_unproved_exporter_of_many_templates_is_decoded_at_once() {
+    let mut decoder = Decoder::new(Arc::default(), Arc::default());
+    let mut out = Batches::new();
+    let wide: Vec<(u16, u16)> = (0..50).map(|n| (600 + n, 4)).chain([(8, 4)]).collect();
+    for first in (256..462).step_by(5) {
+        let ids = first..(first + 5).min(462);
+        let message = ids.fold(Builder9::ipfix(0), |message, id| message.template(id, &wide));
+        assert_eq!(decoder.decode(&message.build(), &sender(1), &mut out).rejected, None);
+    }
+    let record = [1; 204];
+    for id in 256..462 {
+        decoder.decode(&Builder9::ipfix(u32::from(id) - 256).set(id, &record).build(), &sender(1), &mut out);
+    }
+    assert_eq!(out.flows.rows(), 206);
+}
+
 #[test]
 fn rule_53_what_unproved_exporters_hold_is_a_small_share_and_the_rest_goes_on() {
     let trusted = ExporterConfig { address: "192.0.2.1".into(), ..ExporterConfig::default() };

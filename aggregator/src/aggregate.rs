@@ -28,6 +28,8 @@ pub use crate::serve::{HttpConfig, PostgresConfig};
 use crate::serve::{Shared, http, may_listen, pg};
 use crate::sql::{Engine, EngineError, SqlConfig, SqlMetrics};
 use crate::store::{Maintenance, Store, StoreConfig, StoreError, StoreInfo};
+use crate::traffic::Traffic;
+use crate::views::INTERFACE_VIEWS;
 
 /// A try to open the store follows the last after this time.
 const RETRY: Duration = Duration::from_secs(2);
@@ -144,8 +146,12 @@ impl Aggregator {
         shared.register(|registry| store.metrics().register(registry));
         let catalog = Catalog::new(Arc::clone(&store));
         let spill = deps.data_dir.join("tmp").join("sql");
-        let engine =
-            Engine::new(config.sql.clone(), catalog.tables(), views(), Some(&spill), sql_metrics).await?;
+        let views = [views(), &INTERFACE_VIEWS].concat();
+        let mut tables = catalog.tables();
+        if let Some(traffic) = Traffic::over(&tables) {
+            tables.push(("traffic".to_owned(), Arc::new(traffic)));
+        }
+        let engine = Engine::new(config.sql.clone(), tables, &views, Some(&spill), sql_metrics).await?;
         catalog.register(engine.runtime_env());
         let (of_problem, of_metrics) = (Arc::clone(&store), Arc::clone(&store));
         shared.watch(

@@ -9,16 +9,18 @@ use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_ar
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
-use weir_schemas::envelope::{EnvelopeError, decode_body};
+use bytes::Bytes;
+use weir_schemas::envelope::{EnvelopeError, open_body};
 use weir_schemas::tables::SCHEMA_VERSION;
 use weir_schemas::{Envelope, Table};
 
-/// Opens a message: its batch without the columns that this weir does not know, in the order of the table.
-pub(crate) fn open(envelope: &Envelope, body: &[u8]) -> Result<RecordBatch, EnvelopeError> {
+/// Opens a message: its batch without the columns that this weir does not know, in the order of the table. What the log
+/// does not compress is used where it was read to.
+pub(crate) fn open(envelope: &Envelope, body: &Bytes) -> Result<RecordBatch, EnvelopeError> {
     if envelope.schema_version > SCHEMA_VERSION {
         return Err(EnvelopeError::Newer(envelope.schema_version));
     }
-    let batch = decode_body(envelope, body)?;
+    let batch = open_body(envelope, body)?;
     Ok(known(envelope.table, &batch)?)
 }
 
@@ -93,7 +95,7 @@ mod tests {
     fn columns_get_their_sql_types_and_places() {
         let batch = batch();
         let envelope = Envelope::of(&batch, Table::Flows, "c", 1, 1);
-        let opened = open(&envelope, &encode_body(&batch, Compression::Lz4).unwrap()).unwrap();
+        let opened = open(&envelope, &encode_body(&batch, Compression::Lz4).unwrap().into()).unwrap();
         let indices = |name: &str| Table::Flows.sql_schema().index_of(name).unwrap();
         let wanted = Table::Flows.sql_schema();
         let wanted = wanted.project(&["proto_ver", "ip_protocol", "bytes", "packets"].map(indices)).unwrap();
@@ -114,7 +116,7 @@ mod tests {
         let batch = batch();
         let mut envelope = Envelope::of(&batch, Table::Flows, "c", 1, 1);
         envelope.schema_version = SCHEMA_VERSION + 1;
-        let body = encode_body(&batch, Compression::None).unwrap();
+        let body = encode_body(&batch, Compression::None).unwrap().into();
         assert!(matches!(open(&envelope, &body), Err(EnvelopeError::Newer(_))));
     }
 }

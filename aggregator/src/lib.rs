@@ -14,3 +14,5 @@ pub mod serve;
 pub mod source;
 pub mod sql;
 pub mod store;
+mod traffic;
+mod views;

@@ -1,6 +1,7 @@
-//! What decoding costs, in memory: one batch of about 60,000 generated rows of one protocol, over and over.
+//! What decoding costs, in memory: one batch of about 60,000 (ROWS) generated rows of one protocol, over and over. As
+//! many rows fill 9 MB of columns; a message of the log has 5,000.
 //!
-//! `cargo run --release -p weir-collector --example decode_cost -- PROTOCOL [ROUNDS]` prints the CPU time a row of the
+//! `cargo run --release -p weir-collector --example decode_cost -- PROTOCOL [ROUNDS [ROWS]]` prints the CPU time a row of the
 //! best round and of the median. `benches/instructions` runs it under callgrind, which counts the instructions of
 //! [`measured`] only; there ROUNDS is small.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
@@ -16,8 +17,8 @@ use weir_schemas::{Address, Table};
 /// The time at which generated exporters begin, µs since 1970: 2026-11-23.
 const START_US: i64 = 1_795_392_000_000_000;
 const ROWS: u64 = 60_000;
-/// Rounds that are measured as one.
-const GROUP: usize = 25;
+/// Rows of the rounds that are measured as one.
+const GROUP_ROWS: u64 = 25 * ROWS;
 
 /// Nanoseconds that this thread was on a CPU: other work on the machine does not count, what it does to the caches does.
 fn cpu_ns() -> u64 {
@@ -25,11 +26,11 @@ fn cpu_ns() -> u64 {
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
-fn stream(protocol: Protocol) -> (Vec<Vec<u8>>, u64) {
+fn stream(protocol: Protocol, rows: u64) -> (Vec<Vec<u8>>, u64) {
     let config = GeneratorConfig {
         protocols: vec![protocol],
         exporters: 1,
-        flows: ROWS,
+        flows: rows,
         start_us: START_US,
         ..GeneratorConfig::default()
     };
@@ -88,23 +89,25 @@ fn decode(
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let name = arguments.next().expect("PROTOCOL [ROUNDS]");
+    let name = arguments.next().expect("PROTOCOL [ROUNDS [ROWS]]");
     let rounds: usize = arguments.next().map_or(200, |rounds| rounds.parse().unwrap());
+    let rows: u64 = arguments.next().map_or(ROWS, |rows| rows.parse().unwrap());
     for protocol in Protocol::ALL.into_iter().filter(|protocol| name == "all" || name == protocol.name()) {
-        let (datagrams, rows) = stream(protocol);
+        let (datagrams, rows) = stream(protocol, rows);
         let mut decoder = Decoder::new(Arc::new(DecodeConfig::default()), Arc::new(SharedState::new()));
         let mut batches = Batches::new();
         let mut spares = [const { None }; Table::ALL.len()];
         // the templates, and the buffers' growth
         warm_up(&mut decoder, &mut batches, &mut spares, &datagrams);
         // the kernel tells CPU time in ticks of milliseconds: several rounds at a time
-        let mut costs: Vec<u64> = (0..rounds.div_ceil(GROUP))
+        let group = usize::try_from(GROUP_ROWS / rows.max(1)).unwrap().clamp(1, rounds);
+        let mut costs: Vec<u64> = (0..rounds.div_ceil(group))
             .map(|_| {
                 let before = cpu_ns();
-                for _ in 0..GROUP.min(rounds) {
+                for _ in 0..group {
                     measured(&mut decoder, &mut batches, &mut spares, &datagrams);
                 }
-                (cpu_ns() - before) / GROUP.min(rounds) as u64
+                (cpu_ns() - before) / group as u64
             })
             .collect();
         costs.sort_unstable();

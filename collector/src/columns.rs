@@ -44,10 +44,14 @@ impl Validity {
     /// `n` rows that have a value.
     #[inline]
     pub fn valid(&mut self, n: usize) {
-        if self.nulls > 0 {
+        if self.nulls == 0 {
+            self.len += n;
+        } else if (1..=64).contains(&n) {
+            self.mixed(u64::MAX >> (64 - n), n);
+        } else {
             self.fill(n, true);
+            self.len += n;
         }
-        self.len += n;
     }
 
     /// `n` rows that have none.
@@ -56,9 +60,7 @@ impl Validity {
             return;
         }
         if self.nulls == 0 {
-            let len = std::mem::take(&mut self.len);
-            self.fill(len, true);
-            self.len = len;
+            self.begin();
         }
         self.fill(n, false);
         self.len += n;
@@ -78,17 +80,29 @@ impl Validity {
         }
     }
 
+    /// `n` rows, 64 at most, that have a value where their bit is set; `bits` has no others.
     fn mixed(&mut self, bits: u64, n: usize) {
-        let before = self.len;
-        self.null(n);
-        let (word, shift) = (before / 64, before % 64);
+        if self.nulls == 0 {
+            self.begin();
+        }
+        let (word, shift) = (self.len / 64, self.len % 64);
+        self.len += n;
+        self.nulls += n - bits.count_ones() as usize;
+        self.bits.resize(self.len.div_ceil(64), 0);
         if let Some(low) = self.bits.get_mut(word) {
             *low |= bits << shift;
         }
         if let (Some(high), 1..) = (self.bits.get_mut(word + 1), shift) {
             *high |= bits >> (64 - shift);
         }
-        self.nulls -= bits.count_ones() as usize;
+    }
+
+    /// The first NULL: what came before has values.
+    #[cold]
+    fn begin(&mut self) {
+        let len = std::mem::take(&mut self.len);
+        self.fill(len, true);
+        self.len = len;
     }
 
     /// Sets the bits of rows `len..len + n`.
@@ -110,9 +124,7 @@ impl Validity {
     /// Makes the row `index` NULL (one that was valid).
     pub fn unset(&mut self, index: usize) {
         if self.nulls == 0 {
-            let len = std::mem::take(&mut self.len);
-            self.fill(len, true);
-            self.len = len;
+            self.begin();
         }
         let mask = 1_u64 << (index % 64);
         if self.bits[index / 64] & mask != 0 {
@@ -225,11 +237,12 @@ impl<T: Item> Values<T> {
         self.validity.valid(n);
     }
 
-    /// Up to 64 rows, of which those have a value whose bit is set in `some` (the first row's is the least).
+    /// Up to 64 rows, of which those have a value whose bit is set in `some` (the first row's is the least); of the
+    /// others `values` has zeros.
     #[inline]
-    pub fn append_some(&mut self, some: u64, values: impl ExactSizeIterator<Item = Option<T>>) {
+    pub fn append_some(&mut self, some: u64, values: impl ExactSizeIterator<Item = T>) {
         let n = values.len();
-        self.values.extend(values.map(|value| value.map_or(T::Stored::default(), Item::stored)));
+        self.values.extend(values.map(Item::stored));
         self.validity.some(some, n);
     }
 

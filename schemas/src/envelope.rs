@@ -1,7 +1,6 @@
 //! The envelope: what goes through the log is one Arrow IPC stream of one batch, with headers that a consumer can read
 //! without opening it. On Kafka they are message headers; in the embedded log's frames they are the frame's header.
 
-use std::io::Cursor;
 use std::panic::catch_unwind;
 
 use arrow::array::{AsArray, RecordBatch};
@@ -9,9 +8,10 @@ use arrow::buffer::Buffer;
 use arrow::compute::{max, min};
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::error::ArrowError;
-use arrow::ipc::reader::StreamReader;
+use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::writer::{IpcWriteOptions, StreamEncoder};
 use arrow::ipc::{CompressionType, root_as_message};
+use bytes::Bytes;
 
 use crate::tables::{SCHEMA_VERSION, Table};
 
@@ -196,13 +196,27 @@ pub fn encode_body(batch: &RecordBatch, compression: Compression) -> Result<Vec<
     Ok(body)
 }
 
-/// Reads a body back; it must hold one batch of as many rows as the envelope says.
+/// Reads a body back; it must hold one batch of as many rows as the envelope says. Copies the body.
+pub fn decode_body(envelope: &Envelope, body: &[u8]) -> Result<RecordBatch, EnvelopeError> {
+    open_body(envelope, &Bytes::copy_from_slice(body))
+}
+
+/// Reads a body back where it lies: what is not compressed stays there, and the batch keeps the body in memory. Columns
+/// that do not lie as their type must are copied.
 ///
 /// The reader of the `arrow` crate trusts what it reads: it panics on types and lengths that cannot be, and asks for as
 /// much memory as the stream names. So the stream is looked through before, and a panic is an error.
-pub fn decode_body(envelope: &Envelope, body: &[u8]) -> Result<RecordBatch, EnvelopeError> {
+pub fn open_body(envelope: &Envelope, body: &Bytes) -> Result<RecordBatch, EnvelopeError> {
     check_lengths(body)?;
-    let read = || StreamReader::try_new(Cursor::new(body), None)?.collect::<Result<Vec<_>, _>>();
+    let read = || -> Result<Vec<RecordBatch>, ArrowError> {
+        let mut rest = Buffer::from(body.clone());
+        let (mut decoder, mut batches) = (StreamDecoder::new(), Vec::new());
+        while let Some(batch) = decoder.decode(&mut rest)? {
+            batches.push(batch);
+        }
+        decoder.finish()?;
+        Ok(batches)
+    };
     let read = catch_unwind(read).map_err(|_| EnvelopeError::Damaged("the Arrow reader panicked on it"))?;
     let mut batches = read?;
     let (Some(batch), true) = (batches.pop(), batches.is_empty()) else {

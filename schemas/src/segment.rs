@@ -27,7 +27,7 @@
 //!
 //! The first 40 bytes keep their layout in every later version, so that a frame of a newer version is told from damage.
 
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -256,6 +256,9 @@ impl Frame {
 pub trait ReadAt {
     /// Reads into `buffer` from `at` on; fewer bytes than it holds only at the end.
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
+
+    /// Appends what stands in the range, or less at the end, to `out`: into memory that nobody has to clear before.
+    fn append(&self, out: &mut Vec<u8>, range: Range<u64>) -> io::Result<()>;
 }
 
 impl ReadAt for [u8] {
@@ -264,6 +267,13 @@ impl ReadAt for [u8] {
         let taken = rest.len().min(buffer.len());
         buffer[..taken].copy_from_slice(&rest[..taken]);
         Ok(taken)
+    }
+
+    fn append(&self, out: &mut Vec<u8>, range: Range<u64>) -> io::Result<()> {
+        let rest = usize::try_from(range.start).ok().and_then(|at| self.get(at..)).unwrap_or_default();
+        let wanted = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        out.extend_from_slice(rest.get(..wanted).unwrap_or(rest));
+        Ok(())
     }
 }
 
@@ -280,12 +290,34 @@ impl ReadAt for std::fs::File {
         }
         Ok(done)
     }
+
+    /// Moves the file's position: a file is read by one thread.
+    fn append(&self, out: &mut Vec<u8>, range: Range<u64>) -> io::Result<()> {
+        let mut file = self;
+        file.seek(SeekFrom::Start(range.start))?;
+        file.take(range.end.saturating_sub(range.start)).read_to_end(out).map(|_| ())
+    }
+}
+
+/// Where the body of a frame begins in memory: Arrow's buffers lie at multiples of this within it, and are used where
+/// they lie.
+const BODY_ALIGNMENT: usize = 64;
+
+/// Reads a range so that its byte number `aligned` comes to lie at a multiple of [`BODY_ALIGNMENT`].
+fn read_aligned<R: ReadAt + ?Sized>(source: &R, range: Range<u64>, aligned: usize) -> io::Result<Bytes> {
+    let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+    let mut buffer: Vec<u8> = Vec::with_capacity(length.saturating_add(BODY_ALIGNMENT));
+    let at = buffer.as_ptr().addr().wrapping_add(aligned);
+    let before = at.next_multiple_of(BODY_ALIGNMENT) - at;
+    buffer.resize(before, 0);
+    source.append(&mut buffer, range)?;
+    Ok(Bytes::from(buffer).slice(before..))
 }
 
 fn read_vec<R: ReadAt + ?Sized>(source: &R, range: Range<u64>) -> io::Result<Vec<u8>> {
-    let mut buffer = vec![0; usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX)];
-    let read = source.read_at(&mut buffer, range.start)?;
-    buffer.truncate(read);
+    let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+    let mut buffer = Vec::with_capacity(length);
+    source.append(&mut buffer, range)?;
     Ok(buffer)
 }
 
@@ -367,8 +399,8 @@ impl Scanner {
         if end > limit {
             return Ok(Err(Defect::Torn));
         }
-        let bytes = read_vec(source, self.at..end)?;
-        Ok(Frame::parse(head, bytes.into()))
+        let body = FRAME_HEAD_BYTES + head.headers_bytes as usize;
+        Ok(Frame::parse(head, read_aligned(source, self.at..end, body)?))
     }
 
     /// Where reading goes on after damage at the present position: past the frame, if its head is whole and another

@@ -46,6 +46,32 @@ fn walk(segment: &[u8]) -> Vec<Step> {
     }
 }
 
+#[test]
+fn a_batch_is_opened_where_it_was_read_to() {
+    let numbers = arrow::array::UInt64Array::from_iter_values(0..1_000);
+    let batch =
+        arrow::array::RecordBatch::try_from_iter([("bytes", std::sync::Arc::new(numbers) as _)]).unwrap();
+    let body = crate::envelope::encode_body(&batch, crate::envelope::Compression::None).unwrap();
+    let mut segment = Vec::new();
+    // the frames' own lengths are no multiples of anything
+    (0..9).for_each(|offset| append(&mut segment, offset, &body));
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, &segment).unwrap();
+    let mut scanner = Scanner::default();
+    let mut opened = 0;
+    while let Step::Frame(frame) = scanner.step(&file, segment.len() as u64).unwrap() {
+        let body = frame.body();
+        assert_eq!(body.as_ptr().addr() % 64, 0);
+        let envelope = Envelope { rows: 1_000, ..frame.envelope().unwrap() };
+        let read = crate::envelope::open_body(&envelope, &body).unwrap();
+        assert_eq!(read, batch);
+        let values = read.column(0).to_data().buffers()[0].as_ptr();
+        assert!(body.as_ptr_range().contains(&values), "the values were copied");
+        opened += 1;
+    }
+    assert_eq!(opened, 9);
+}
+
 fn frames(steps: &[Step]) -> Vec<(u64, Bytes)> {
     let frame = |step: &Step| match step {
         Step::Frame(frame) => {

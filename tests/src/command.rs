@@ -11,12 +11,32 @@ use std::time::{Duration, Instant};
 const PACKAGES: &[(&str, &str)] = &[
     ("softflowd", "softflowd"),
     ("pmacctd", "pmacct"),
+    ("ovs-appctl", "openvswitch-switch"),
+    ("ovs-vsctl", "openvswitch-switch"),
+    ("ovs-vswitchd", "openvswitch-switch"),
+    ("ovsdb-server", "openvswitch-switch"),
+    ("ovsdb-tool", "openvswitch-switch"),
     ("psql", "postgresql-client"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
     ("java", "default-jre-headless"),
     ("systemd-analyze", "systemd"),
 ];
+
+/// The Python that has `tests/readers/requirements.txt`; panics with the remedy where it is not there.
+#[track_caller]
+pub fn readers_python() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache =
+        cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"))).unwrap_or_default();
+    let tools = cache.join("weir-tools/venv");
+    assert!(
+        tools.join("readers.txt").is_file(),
+        "{} has not what tests/readers/requirements.txt names: run tests/run, or pip install -r there",
+        tools.display()
+    );
+    tools.join("bin/python")
+}
 
 /// How a program ended.
 #[derive(Debug)]

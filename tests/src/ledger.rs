@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::generate::Sent;
 use crate::metrics::Metrics;
 use crate::wait::{LONG, until};
 use crate::weir::Weir;
@@ -114,5 +115,19 @@ pub fn settled(weir: &Weir, before: u64) -> Ledger {
 pub fn assert_lossless(weir: &Weir) -> Ledger {
     let ledger = assert_settled(weir);
     assert_eq!((ledger.kernel_drops, ledger.datagrams_rejected, ledger.rows_dropped), (0, 0, 0), "{ledger}");
+    ledger
+}
+
+/// Waits until SQL has everything sent, once, and nothing is in flight; also where the collector was started anew on the
+/// way, so that its counts are not those of the tables. The kernel dropped nothing.
+#[track_caller]
+pub fn at_rest(weir: &Weir, sent: Sent) -> Ledger {
+    let query = "select count(*), sum(bytes), sum(packets) from flows";
+    weir.until_numbers(query, &[sent.rows, sent.bytes, sent.packets]);
+    let ledger = until(LONG, "nothing in flight", || {
+        let ledger = Ledger::read(&weir.metrics())?;
+        if ledger.rows_in_flight == 0 { Ok(ledger) } else { Err(format!("{ledger}")) }
+    });
+    assert_eq!(ledger.kernel_drops, 0, "{ledger}");
     ledger
 }

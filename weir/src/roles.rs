@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -86,7 +88,7 @@ pub(crate) async fn run(
         http: http.local_addr().ok(),
         postgres: postgres.local_addr().ok(),
     };
-    // The children read the same file and environment; what was typed is typed again for them.
+    // The children have the same file and environment; what was typed is typed again for them.
     let mut arguments = Vec::new();
     if let Some(log) = &args.log {
         arguments.extend(["--log".to_owned(), log.clone()]);
@@ -104,14 +106,25 @@ pub(crate) async fn run(
         for_aggregate.extend(address.into_iter().flat_map(|address| [flag.to_owned(), address.to_string()]));
     }
     let inherited = |role: &str, fd: OwnedFd| Inherited { role: role.to_owned(), fd };
+    let cannot_keep = |error| Failure::failed(format!("cannot keep the configuration: {error}"));
+    let kept = Kept::new(&config).map_err(cannot_keep)?;
+    let of_config = || kept.for_role().map(|fd| inherited("config", fd)).map_err(cannot_keep);
     let journals = journals(&config).into_iter().map(|memory| inherited("journal", memory));
     let sockets = sockets.into_iter().map(|socket| inherited("udp", socket.into()));
     let roles = vec![
-        Role { name: "collect", arguments: for_collect, sockets: sockets.chain(journals).collect() },
+        Role {
+            name: "collect",
+            arguments: for_collect,
+            sockets: sockets.chain(journals).chain([of_config()?]).collect(),
+        },
         Role {
             name: "aggregate",
             arguments: for_aggregate,
-            sockets: vec![inherited("http", http.into()), inherited("postgres", postgres.into())],
+            sockets: vec![
+                inherited("http", http.into()),
+                inherited("postgres", postgres.into()),
+                of_config()?,
+            ],
         },
     ];
     tracing::info!(%addresses, data_dir = %config.data_dir.display(), "starting");
@@ -120,6 +133,7 @@ pub(crate) async fn run(
     let reload = move || {
         let next = Config::for_role(&args).map_err(|error| error.to_string())?;
         let changed = changed_roles(&running, &next)?;
+        kept.replace(&next).map_err(|error| format!("cannot keep the configuration: {error}"))?;
         running = next;
         Ok(changed)
     };
@@ -128,6 +142,32 @@ pub(crate) async fn run(
         on_ready(addresses);
     });
     supervised.await.map_err(|error| Failure::failed(error.to_string()))
+}
+
+/// The text of the configuration that was checked, in a file without a name: a role that is started again has the
+/// configuration that weir runs with, whatever has become of the file meanwhile.
+struct Kept(File);
+
+impl Kept {
+    fn new(config: &Config) -> std::io::Result<Kept> {
+        let path = config.data_dir.join(format!(".checked-{}", std::process::id()));
+        // one that was left behind by a weir of this number
+        let _ = std::fs::remove_file(&path);
+        let file = File::options().create_new(true).read(true).write(true).mode(0o600).open(&path)?;
+        std::fs::remove_file(&path)?;
+        let kept = Kept(file);
+        kept.replace(config)?;
+        Ok(kept)
+    }
+
+    fn replace(&self, config: &Config) -> std::io::Result<()> {
+        self.0.set_len(0)?;
+        self.0.write_all_at(config.text.as_bytes(), 0)
+    }
+
+    fn for_role(&self) -> std::io::Result<OwnedFd> {
+        Ok(self.0.try_clone()?.into())
+    }
 }
 
 /// The roles that a new configuration changes something for. What the supervisor itself holds (the sockets, the data

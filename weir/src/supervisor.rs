@@ -18,6 +18,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::control::Wish;
 
+/// How many heaps a child's malloc makes at most.
+const HEAPS: &str = "MALLOC_ARENA_MAX";
+
 /// Names the inherited descriptors of a child: `udp=3@[::]:2055;http=5`.
 pub(crate) const INHERIT: &str = "WEIR_INHERIT";
 /// Set in a child: it watches its stdin for the supervisor's end.
@@ -81,6 +84,12 @@ fn start(binary: &PathBuf, role: &Role, ready: mpsc::Sender<(&'static str, Strin
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true);
+    // glibc makes up to eight heaps a core, and what is free in one of them is of no use to the threads of another:
+    // one a core takes a fifth less memory in the aggregator, and no more time
+    if std::env::var_os(HEAPS).is_none() {
+        let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
+        command.env(HEAPS, cores.to_string());
+    }
     // A descriptor is inherited while its close-on-exec flag is off: only for this child, so one child at a time.
     let one_at_a_time = SPAWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let set_inheritable = |inheritable: bool| {

@@ -21,7 +21,7 @@ pub struct LogMessage {
 /// What a message holds.
 #[derive(Debug, Clone)]
 pub enum Payload {
-    /// A batch: open it with [`weir_schemas::envelope::decode_body`].
+    /// A batch: open it with [`weir_schemas::envelope::open_body`].
     Batch { envelope: Envelope, body: Bytes },
     /// Something that is no batch (foreign, corrupt): counted, quarantined and passed over.
     Foreign { reason: String, bytes: Bytes },

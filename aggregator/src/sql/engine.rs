@@ -41,6 +41,8 @@ use super::functions::{self, PercentilePlanner};
 use super::gate::{self, Command, Limits, Request};
 use super::guard::{Stop, guarded_plan};
 use super::metrics::{Recorder, SqlMetrics};
+use super::packed::PackedGrouping;
+use super::questions;
 use super::schema::{CATALOG, PgCatalog, Public, SCHEMA};
 use super::settings::Settings;
 
@@ -380,6 +382,7 @@ fn session_state(
         .with_runtime_env(environment)
         .with_default_features()
         .with_analyzer_rules(analyzer_rules())
+        .with_physical_optimizer_rule(Arc::new(PackedGrouping::default()))
         .with_type_planner(Arc::new(AddressTypes));
     let scalars = builder.scalar_functions().get_or_insert_default();
     scalars.retain(|function| function.name() != "now");
@@ -410,6 +413,9 @@ fn session_state(
         if let Some(function) = found {
             context.register_udtf(name, functions::bound_series(function));
         }
+    }
+    for question in questions::QUESTIONS {
+        context.register_udtf(question.name, Arc::new(questions::Asked(question)));
     }
     // the catalogue's set-up put its own in their place
     Ok(SessionStateBuilder::new_from_existing(context.state())

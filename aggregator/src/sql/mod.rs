@@ -11,6 +11,8 @@ pub mod functions;
 pub mod gate;
 mod guard;
 mod metrics;
+mod packed;
+pub(crate) mod questions;
 mod schema;
 pub mod settings;
 

@@ -130,7 +130,7 @@ impl Default for DecodeConfig {
             max_sessions: 16,
             max_templates: 1_000,
             max_fields: 1_024,
-            max_templates_total: 20_000,
+            max_templates_total: 50_000,
             state_bytes: 256 << 20,
             template_lifetime_seconds: 86_400,
             pending_bytes: 8 << 20,

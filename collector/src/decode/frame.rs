@@ -2,7 +2,7 @@
 //!
 //! Called by the sFlow decoder (record "sampled header") and by the IPFIX decoder (IE 313 `ipHeaderPacketSection`, 314
 //! `ipPayloadPacketSection`, 315 `dataLinkFrameSection`, 316 `mplsLabelStackSection`). [`parse`] walks the layers into a
-//! [`Frame`] on the stack, [`Frame::write`] and [`Frame::fill`] append it to the open row.
+//! [`Frame`], [`Frame::write`] and [`Frame::fill`] append it to the open row.
 //!
 //! The plain columns are the outermost IP packet; behind the first tunnel the next level goes to `inner_*`, `tunnel` and
 //! `vni`, and deeper levels are not looked at. MPLS labels, VLAN tags and PPPoE are no tunnels, but Ethernet over MPLS is
@@ -138,10 +138,22 @@ pub(crate) fn parse(link: Link, bytes: &[u8]) -> Frame {
     walk(link, bytes, |_, _, _| {})
 }
 
-/// The same; `each` gets every layer with the bytes from its first one, and what is known so far.
+/// The same, into a frame that is used again: a frame is large, and most of it stays empty.
+pub(crate) fn parse_into(frame: &mut Frame, link: Link, bytes: &[u8]) {
+    frame.clear();
+    walk_into(frame, link, bytes, |_, _, _| {});
+}
+
+/// Walks; `each` gets every layer with the bytes from its first one, and what is known so far.
 #[inline(always)]
-pub(crate) fn walk(link: Link, bytes: &[u8], mut each: impl FnMut(Layer, &[u8], &Frame)) -> Frame {
+pub(crate) fn walk(link: Link, bytes: &[u8], each: impl FnMut(Layer, &[u8], &Frame)) -> Frame {
     let mut frame = Frame::default();
+    walk_into(&mut frame, link, bytes, each);
+    frame
+}
+
+#[inline(always)]
+fn walk_into(frame: &mut Frame, link: Link, bytes: &[u8], mut each: impl FnMut(Layer, &[u8], &Frame)) {
     let mut layer = match link {
         Link::Ethernet => Layer::Ethernet,
         Link::Ip => Layer::Ip,
@@ -152,7 +164,7 @@ pub(crate) fn walk(link: Link, bytes: &[u8], mut each: impl FnMut(Layer, &[u8], 
     };
     let mut rest = bytes;
     for _ in 0..MAX_LAYERS {
-        each(layer, rest, &frame);
+        each(layer, rest, frame);
         let step = match layer {
             Layer::Ethernet => frame.ethernet(rest),
             Layer::EtherType(kind) => frame.ether_type(kind, rest),
@@ -170,10 +182,22 @@ pub(crate) fn walk(link: Link, bytes: &[u8], mut each: impl FnMut(Layer, &[u8], 
         };
         (layer, rest) = next;
     }
-    frame
 }
 
 impl Frame {
+    /// Forgets the last header. What nobody looks at without its count, or outside of a tunnel, stays.
+    fn clear(&mut self) {
+        self.macs = None;
+        self.ether_type = None;
+        self.tag_count = 0;
+        self.label_count = 0;
+        self.outer = Packet::default();
+        self.tunnel = None;
+        self.vni = None;
+        self.truncated = false;
+        self.complete = false;
+    }
+
     /// VLAN ids, outer first.
     pub(crate) fn vlans(&self) -> impl Iterator<Item = u32> + '_ {
         self.tags.iter().take(self.tag_count).map(|tag| u32::from(tag & 0x0fff))
@@ -215,6 +239,7 @@ impl Frame {
             return END;
         }
         self.tunnel = Some(tunnel);
+        self.inner = Packet::default();
         Some((layer, rest))
     }
 

@@ -28,7 +28,7 @@ pub(crate) mod template;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod totals;
 pub(crate) mod wire;
 

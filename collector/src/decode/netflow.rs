@@ -16,7 +16,7 @@ use super::options::run_options;
 use super::pending::{Pending, Waiting};
 use super::records::Fixed;
 use super::reject::RejectReason;
-use super::run::{Scratch, SetContext, SetOutcome, run_records, run_set};
+use super::run::{Room, Scratch, SetContext, SetOutcome, run_records, run_set};
 use super::sampling::{Learned, View};
 use super::sequence::{Sequence, Step};
 use super::shared::{Defined, DomainKey, Lookup, SharedState};
@@ -254,6 +254,7 @@ impl Netflow {
         };
         let plan = fixed::plan(version);
         self.scratch.last_rate = None;
+        self.scratch.room = Room::default();
         let records = Fixed::new(message.records, plan.layout.record);
         let rows = run_records(plan, &records, &context, &mut out.flows, &mut self.scratch);
         state.counters.flows += u64::from(rows);
@@ -406,11 +407,13 @@ impl Netflow {
         let (mut units, mut known) = (0_u32, rejects.first != Some(RejectReason::BadSetLength));
         let mut view = pass.lookup.view(port, pass.shared, across);
         self.learned.clear();
+        let mut room = Room::default();
         for work in &mut self.work {
             let Some(plan) = work.plan.as_ref().filter(|plan| plan.is_options()) else { continue };
             let content = pass.message.sets.get(work.start..work.end).unwrap_or_default();
             let context = pass.context(&view, work.template);
-            let outcome = run_options(plan, content, &context, &mut out.options, &mut self.learned);
+            let outcome =
+                run_options(plan, content, &context, &mut room, &mut out.options, &mut self.learned);
             work.outcome = outcome;
             units = units.wrapping_add(outcome.records);
             pass.state.counters.options_records += u64::from(outcome.records);
@@ -447,6 +450,7 @@ impl Netflow {
             }
             self.defined = defined;
         }
+        self.scratch.room = room;
         let mut work = std::mem::take(&mut self.work);
         for work in &mut work {
             let content = pass.message.sets.get(work.start..work.end).unwrap_or_default();
@@ -534,7 +538,8 @@ impl Netflow {
         state.counters.sets_replayed += 1;
         if plan.is_options() {
             let mut learned = Vec::new();
-            let outcome = run_options(&plan, &set.data, &context, &mut out.options, &mut learned);
+            let mut room = Room::default();
+            let outcome = run_options(&plan, &set.data, &context, &mut room, &mut out.options, &mut learned);
             state.counters.options_records += u64::from(outcome.records);
             let wide = state.config.ignore_option_scope;
             shared.learn(&lookup.domain, set.port, &learned, wide, set.received_us, config);
@@ -545,6 +550,8 @@ impl Netflow {
         } else {
             (Table::Flows, &mut out.flows)
         };
+        // it came in a datagram of its own
+        self.scratch.room = Room::default();
         let outcome = run_set(&plan, &set.data, &context, builder, &mut self.scratch);
         state.counters.flows += u64::from(outcome.rows);
         self.ordered(table, outcome.rows);

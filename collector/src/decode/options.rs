@@ -6,35 +6,40 @@ use weir_schemas::tables::OptionsColumn;
 use super::compile::{Extra, Plan};
 use super::format::{trimmed, write_value};
 use super::records::{Fixed, Records, Walked};
-use super::run::{SetContext, SetOutcome, application_id, interval};
+use super::run::{Room, SetContext, SetOutcome, application_id, interval};
 use super::sampling::{Learned, cut_name, out_of_rate, packets_rate, plausible};
 use super::wire::{float, octets, unsigned};
 use crate::columns::Builder;
 
-/// Records of one set: an options record is a dozen octets or more.
-const MAX_RECORDS: usize = 4_096;
+/// An options record takes as much of a datagram's room as so many records of flows: it is a dozen octets or more.
+const COST: usize = 4;
 
 /// Decodes a data set of options records: rows to `out`, what flows need to `learned`.
 pub(crate) fn run_options(
     plan: &Plan,
     data: &[u8],
     context: &SetContext<'_>,
+    room: &mut Room,
     out: &mut Builder,
     learned: &mut Vec<Learned>,
 ) -> SetOutcome {
     let layout = &plan.layout;
+    let most = room.records / COST;
     if !layout.variable {
-        let count = (data.len() / layout.record.max(1)).min(MAX_RECORDS);
+        let whole = data.len() / layout.record.max(1);
+        let count = whole.min(most);
+        room.records -= count * COST;
         let Some(data) = data.get(..count * layout.record) else { return SetOutcome::default() };
         rows(plan, &Fixed::new(data, layout.record), context, out, learned);
-        return SetOutcome { records: count as u32, rows: count as u32, truncated: false };
+        return SetOutcome { records: count as u32, rows: count as u32, truncated: count < whole };
     }
     let mut places = Vec::new();
-    let end = Walked::walk(data, &layout.fields, MAX_RECORDS, &mut places);
+    let end = Walked::walk(data, &layout.fields, most, &mut places);
     let records = Walked::new(data, &places, layout.fields.len());
     rows(plan, &records, context, out, learned);
+    room.records -= records.count() * COST;
     let count = records.count() as u32;
-    let truncated = data.len() - end >= layout.record && records.count() < MAX_RECORDS;
+    let truncated = data.len() - end >= layout.record;
     SetOutcome { records: count, rows: count, truncated }
 }
 

@@ -48,6 +48,8 @@ impl SetContext<'_> {
 /// Buffers that are kept from set to set.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
+    /// To be renewed with each datagram.
+    pub(crate) room: Room,
     starts: Vec<i64>,
     ends: Vec<i64>,
     /// Start and end as the exporter said, of records whose times were replaced ([`ABSENT`] of the others); empty where
@@ -56,6 +58,7 @@ pub(crate) struct Scratch {
     places: Vec<(u32, u32)>,
     rows: Vec<u32>,
     protocols: Vec<u8>,
+    samplers: Vec<u64>,
     /// The totals of flows that come again.
     totals: Totals,
     /// Two fields of one column had values, or one was too great for it.
@@ -77,10 +80,37 @@ pub(crate) struct SetOutcome {
     pub(crate) truncated: bool,
 }
 
-/// No datagram of real flows comes near so many records of one set; a hostile template of one octet would.
-const MAX_RECORDS: usize = 16_384;
-/// Nor do they have so many entries of `extra` in one set.
-const MAX_EXTRAS: usize = 16_384;
+/// What the rest of a datagram may still make. No datagram of real flows comes near; what a hostile one has beyond is
+/// counted as truncated records, or is a "…" where it is text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) records: usize,
+    /// Entries of `extra`.
+    entries: usize,
+    /// Octets of their text.
+    octets: usize,
+}
+
+impl Default for Room {
+    fn default() -> Room {
+        Room { records: 16_384, entries: 6_144, octets: 256 << 10 }
+    }
+}
+
+impl Room {
+    /// How many records there is room for.
+    fn records_of(&self, plan: &Plan) -> usize {
+        let extras = plan.rows.extras.len();
+        // a record that is wider than all the room has it for itself
+        let wide = usize::from(self.entries == Room::default().entries);
+        self.records.min(self.entries.checked_div(extras).map_or(usize::MAX, |most| most.max(wide)))
+    }
+
+    fn take(&mut self, plan: &Plan, records: usize) {
+        self.records = self.records.saturating_sub(records);
+        self.entries = self.entries.saturating_sub(plan.rows.extras.len() * records);
+    }
+}
 
 /// Decodes a data set of flow records.
 pub(crate) fn run_set(
@@ -91,10 +121,11 @@ pub(crate) fn run_set(
     scratch: &mut Scratch,
 ) -> SetOutcome {
     let layout = &plan.layout;
-    let most = MAX_RECORDS.min(MAX_EXTRAS / plan.rows.extras.len().max(1)).max(1);
+    let most = scratch.room.records_of(plan);
     if !layout.variable {
         let whole = data.len() / layout.record.max(1);
         let count = whole.min(most);
+        scratch.room.take(plan, count);
         let Some(data) = data.get(..count * layout.record) else { return SetOutcome::default() };
         let rows = run_records(plan, &Fixed::new(data, layout.record), context, out, scratch);
         return SetOutcome { records: count as u32, rows, truncated: count < whole };
@@ -102,6 +133,7 @@ pub(crate) fn run_set(
     let mut places = std::mem::take(&mut scratch.places);
     let end = Walked::walk(data, &layout.fields, most, &mut places);
     let records = Walked::new(data, &places, layout.fields.len());
+    scratch.room.take(plan, records.count());
     let rows = run_records(plan, &records, context, out, scratch);
     let records = records.count();
     scratch.places = places;
@@ -177,7 +209,7 @@ fn columns<R: Records>(
         scratch.conflict |= run_choice(choice, plan.ip_version, records, out);
     }
     let uptimes_known = times(plan, records, context, out, scratch);
-    scratch.last_rate = sampling(plan, records, context, out).or(scratch.last_rate);
+    scratch.last_rate = sampling(plan, records, context, out, &mut scratch.samplers).or(scratch.last_rate);
     if let Some(icmp) = &plan.icmp_in_port {
         icmp_in_port(icmp, records, out, scratch);
     }
@@ -471,8 +503,10 @@ fn times<R: Records>(
     let second = |seconds: u32| if judge { i64::from(seconds) * 1_000_000 } else { i64::MAX };
     let first = context.received_us.saturating_sub(second(context.config.clock_past_seconds));
     let last = context.received_us.saturating_add(second(context.config.clock_future_seconds));
-    let plausible =
-        |times: &[i64]| times.iter().fold(true, |all, time| all & (*time >= first) & (*time <= last));
+    // a time before the first is, as a number without a sign, beyond the last
+    let width = last.wrapping_sub(first).cast_unsigned();
+    let is_within = |time: &i64| time.wrapping_sub(first).cast_unsigned() <= width;
+    let plausible = |times: &[i64]| times.iter().fold(true, |all, time| all & is_within(time));
     if (!has_start || plausible(starts)) && (!has_end || plausible(ends)) {
         out.labels(FlowColumn::TimeSource.index()).push_n("flow", n);
         for (has, column, times) in
@@ -598,6 +632,7 @@ fn sampling<R: Records>(
     records: &R,
     context: &SetContext<'_>,
     out: &mut Builder,
+    samplers: &mut Vec<u64>,
 ) -> Option<f64> {
     let n = records.count();
     let (column, source) = (FlowColumn::SamplingRate.index(), FlowColumn::SamplingSource.index());
@@ -650,8 +685,12 @@ fn sampling<R: Records>(
     // does
     let by_sampler_only = sampling.rates.is_empty() && !by_interface;
     let (mut sampler, mut last, mut run) = (None, (rest, rest_source), 0);
+    samplers.clear();
+    if let Some(span) = by_sampler {
+        numbers(span, records, samplers);
+    }
     for row in 0..n {
-        let this = by_sampler.map(|span| unsigned(records.bytes(row, span)));
+        let this = samplers.get(row).copied();
         if row > 0 && by_sampler_only && this == sampler {
             run += 1;
             continue;
@@ -665,6 +704,16 @@ fn sampling<R: Records>(
     }
     put(last, run);
     last.0
+}
+
+/// A field of all records, as numbers.
+fn numbers<R: Records>(span: Span, records: &R, out: &mut Vec<u64>) {
+    match span.width {
+        1 => records.extend(span, out, |[octet]: [u8; 1]| u64::from(octet)),
+        2 => records.extend(span, out, |octets| u64::from(u16::from_be_bytes(octets))),
+        4 => records.extend(span, out, |octets| u64::from(u32::from_be_bytes(octets))),
+        _ => out.extend((0..records.count()).map(|row| unsigned(records.bytes(row, span)))),
+    }
 }
 
 fn record_rate<R: Records>(rate: Rate, row: usize, records: &R, exporter: &ExporterConfig) -> Option<f64> {
@@ -775,10 +824,11 @@ fn extras<R: Records>(
     records: &R,
     context: &SetContext<'_>,
     out: &mut Builder,
-    scratch: &Scratch,
+    scratch: &mut Scratch,
     uptimes: bool,
 ) {
     let maps = out.maps(FlowColumn::Extra.index());
+    let octets = &mut scratch.room.octets;
     let around = &context.around;
     for row in 0..records.count() {
         // rule 33: what was replaced is not lost
@@ -790,7 +840,15 @@ fn extras<R: Records>(
             }
         }
         let mut entry = |extra: &Extra, bytes: &[u8]| {
-            maps.entry_with(&extra.name, |out| write_value(out, extra.data_type, bytes, around));
+            maps.entry_with(&extra.name, |out| {
+                let before = out.len();
+                if *octets == 0 {
+                    out.extend_from_slice("…".as_bytes());
+                } else {
+                    write_value(out, extra.data_type, bytes, around);
+                }
+                *octets = octets.saturating_sub(out.len() - before);
+            });
         };
         for extra in &plan.extras {
             entry(extra, records.bytes(row, extra.span));

@@ -34,7 +34,7 @@ use weir_schemas::{Address, FlowColumn};
 
 pub(crate) use state::AgentState;
 
-use self::plain::{Plain, PlainRecords};
+use self::plain::{PlainRecords, Waiting};
 use self::records::{Context, Row};
 use self::state::{Series, SourceId};
 use self::xdr::Xdr;
@@ -117,7 +117,7 @@ impl Policy {
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     /// Rows of `flows` whose columns are not written yet.
-    plain: Vec<Plain>,
+    plain: Waiting,
 }
 
 /// Rows that a datagram gave.
@@ -309,7 +309,7 @@ impl Datagram<'_> {
         state: &mut ExporterState,
         agent: &mut AgentState,
         context: &mut Context,
-        waiting: &mut Vec<Plain>,
+        waiting: &mut Waiting,
         out: &mut Builder,
     ) -> Option<()> {
         let number = xdr.u32()?;
@@ -328,26 +328,21 @@ impl Datagram<'_> {
         let usual = |interface: Interface| interface.form == 0;
         let plain = (usual(input) && usual(output)).then(|| PlainRecords::read(xdr, count)).flatten();
         if let Some(records) = plain {
-            if waiting.len() == plain::MOST {
+            if waiting.is_full() {
                 plain::flush(waiting, out);
             }
-            let mut row = Row::new(out);
-            context.bad += records.write(&mut row);
-            row.close();
+            if records.has_more() {
+                let mut row = Row::new(out);
+                context.bad += records.write(&mut row);
+                row.close();
+            }
             let effective = account(source, number, pool, drops, state, agent);
             state.sampling_rate = rate.or(state.sampling_rate);
-            waiting.push(Plain {
-                rate,
-                rate_source,
-                effective,
-                input,
-                output,
-                direction,
-                ..Plain::default()
-            });
-            if let Some(sample) = waiting.last_mut() {
-                records.parse(sample);
-            }
+            let sample = waiting.next()?;
+            sample.effective = effective;
+            (sample.rate, sample.rate_source) = (rate, rate_source);
+            (sample.input, sample.output, sample.direction) = (input, output, direction);
+            records.parse(sample);
             return Some(());
         }
         plain::flush(waiting, out);

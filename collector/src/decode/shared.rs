@@ -83,10 +83,12 @@ pub(crate) enum Defined {
     Refused,
 }
 
-/// Templates of a session of an exporter on probation.
-const PROBATION_TEMPLATES: usize = 64;
-/// Entries of its options data.
-const PROBATION_ENTRIES: usize = 1_024;
+/// Templates of a session of an exporter on probation. Open vSwitch describes itself by 206 at once, and then not again for
+/// ten minutes.
+const PROBATION_TEMPLATES: usize = 512;
+/// Entries of its options data: NBAR has some 1,500 applications, a large router as many interfaces, and both are said
+/// again only after minutes.
+const PROBATION_ENTRIES: usize = 4_096;
 /// Exporters on probation have this part of the memory, all together.
 const PROBATION_PART: usize = 8;
 /// A session that was silent for longer makes room for a new one.
@@ -161,7 +163,7 @@ impl SharedState {
         }
     }
 
-    fn dictionary(&self) -> Option<Arc<Dictionary>> {
+    pub(crate) fn dictionary(&self) -> Option<Arc<Dictionary>> {
         self.dictionary.read().clone()
     }
 

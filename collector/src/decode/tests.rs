@@ -8,7 +8,7 @@ use super::*;
 mod accounting;
 mod counting;
 mod elements;
-mod hostile;
+pub(crate) mod hostile;
 mod properties;
 mod rules;
 

@@ -45,7 +45,7 @@ pub(super) fn list(listing: &mut Listing<'_>, end: usize, set: &Decoded<'_>, con
     let layout = &set.plan.layout;
     let mut places = Vec::new();
     Walked::walk(content, &layout.fields, MAX_RECORDS, &mut places);
-    let destinations = destinations(set.plan);
+    let destinations = destinations(set.plan, listing.dictionary());
     let (mut reverse_row, mut rate) = (set.row + set.outcome.records as usize, None);
     let records = places.chunks_exact(layout.fields.len().max(1)).take(set.outcome.records as usize);
     for (number, places) in records.enumerate() {
@@ -134,7 +134,7 @@ fn record(
     let mut with_octets = 0;
     for field in &set.plan.template.fields {
         if field.length == 0 {
-            let name = field.name(Dictionary::builtin());
+            let name = field.name(listing.dictionary());
             listing.field(0, name).rule("no octets in the template: no value");
             continue;
         }
@@ -164,9 +164,9 @@ fn one(
     context: &Context<'_>,
 ) {
     let end = listing.at().saturating_add(length);
-    let data_type = field.data_type(Dictionary::builtin());
+    let data_type = field.data_type(listing.dictionary());
     let (lines, depth_name) = (listing.lines.len(), name.to_owned());
-    let inside = inside(set.plan, field, listing.peek(length));
+    let inside = inside(set.plan, field, listing.peek(length), listing.dictionary());
     if let Some(link) = inside.filter(|_| length > 0) {
         let heading = listing.open(depth_name);
         describe(listing, heading, field, destination, context);
@@ -186,7 +186,7 @@ fn one(
         return;
     }
     let octets = listing.peek(length);
-    let value = values::element(field, octets, context.received_us);
+    let value = values::element(field, octets, context.received_us, listing.dictionary());
     listing.field(length, depth_name).value(value);
     describe(listing, lines, field, destination, context);
     clock(listing, octets, set, row, destination, context);
@@ -215,9 +215,10 @@ fn describe(
     destination: &Destination,
     context: &Context<'_>,
 ) {
+    let dictionary = listing.dictionary();
     let Some(line) = listing.title(line) else { return };
     if context.numbered {
-        line.element = Some(lists::element_id(field));
+        line.element = Some(lists::element_id(field, dictionary));
     }
     if !destination.columns.is_empty() {
         line.to(destination.columns.join(", "));
@@ -271,8 +272,8 @@ fn clock(
 }
 
 /// The link layer, where the field is a piece of a packet.
-fn inside(plan: &Plan, field: Field, octets: &[u8]) -> Option<Link> {
-    let (enterprise, id) = field.identity(Dictionary::builtin());
+fn inside(plan: &Plan, field: Field, octets: &[u8], dictionary: &Dictionary) -> Option<Link> {
+    let (enterprise, id) = field.identity(dictionary);
     if enterprise != 0 || octets.is_empty() {
         return None;
     }

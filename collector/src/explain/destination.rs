@@ -34,11 +34,11 @@ impl Destination {
 }
 
 /// For every field of the template that has octets, in order.
-pub(super) fn destinations(plan: &Plan) -> Vec<Destination> {
+pub(super) fn destinations(plan: &Plan, dictionary: &Dictionary) -> Vec<Destination> {
     let mut all = vec![Destination::default(); plan.named.len()];
     let fields = plan.template.fields.iter().filter(|field| field.length > 0);
     for (destination, field) in all.iter_mut().zip(fields) {
-        encoding(*field, destination);
+        encoding(*field, destination, dictionary);
     }
     if plan.is_options() {
         for ((destination, extra), (_, id, scope)) in all.iter_mut().zip(&plan.named).zip(&plan.identities) {
@@ -62,8 +62,7 @@ pub(super) fn destinations(plan: &Plan) -> Vec<Destination> {
 }
 
 /// How the value is encoded, where that is not the plain way.
-fn encoding(field: Field, destination: &mut Destination) {
-    let dictionary = Dictionary::builtin();
+fn encoding(field: Field, destination: &mut Destination, dictionary: &Dictionary) {
     let data_type = field.data_type(dictionary);
     let full = data_type.octets();
     let known = match field.space {

@@ -2,6 +2,7 @@
 //! it without a gap.
 
 use serde::Serialize;
+use weir_schemas::elements::Dictionary;
 
 /// What a line is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -95,18 +96,24 @@ impl Line {
 #[derive(Debug)]
 pub(super) struct Listing<'a> {
     data: &'a [u8],
+    dictionary: &'a Dictionary,
     at: usize,
     depth: u16,
     pub(super) lines: Vec<Line>,
 }
 
 impl<'a> Listing<'a> {
-    pub(super) fn new(data: &'a [u8]) -> Listing<'a> {
-        Listing { data, at: 0, depth: 0, lines: Vec::new() }
+    pub(super) fn new(data: &'a [u8], dictionary: &'a Dictionary) -> Listing<'a> {
+        Listing { data, dictionary, at: 0, depth: 0, lines: Vec::new() }
     }
 
     pub(super) fn at(&self) -> usize {
         self.at
+    }
+
+    /// What elements are called.
+    pub(super) fn dictionary(&self) -> &'a Dictionary {
+        self.dictionary
     }
 
     pub(super) fn data(&self) -> &'a [u8] {

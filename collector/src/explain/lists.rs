@@ -58,7 +58,7 @@ fn basic(listing: &mut Listing<'_>, end: usize, near_us: i64, templates: &Templa
     };
     semantic(listing);
     let heading = if u16_at(bytes, 1) & 0x8000 != 0 { 8 } else { 4 };
-    let name = field.name(Dictionary::builtin());
+    let name = field.name(listing.dictionary());
     listing.field(heading, "list element").value(format!("{name}, {}", length(field.length)));
     while let Some((value, after)) = split_value(field.length, listing.peek(listing.left(end))) {
         let taken = listing.left(end).saturating_sub(after.len());
@@ -85,7 +85,7 @@ fn item(
 ) {
     prefix(listing, taken.saturating_sub(octets), octets);
     let end = listing.at().saturating_add(octets);
-    let data_type = field.data_type(Dictionary::builtin());
+    let data_type = field.data_type(listing.dictionary());
     if matches!(data_type, DataType::BasicList | DataType::SubTemplateList | DataType::SubTemplateMultiList) {
         let heading = listing.open(name);
         if list(listing, data_type, end, near_us, templates, depth.saturating_add(1)) {
@@ -94,8 +94,8 @@ fn item(
         }
         listing.close(heading);
     }
-    let value = values::element(field, listing.peek(octets), near_us);
-    let element = element_id(field);
+    let value = values::element(field, listing.peek(octets), near_us, listing.dictionary());
+    let element = element_id(field, listing.dictionary());
     listing.field(octets, name).value(value).element = Some(element);
 }
 
@@ -118,8 +118,7 @@ pub(super) fn prefix(listing: &mut Listing<'_>, octets: usize, length: usize) {
     }
 }
 
-pub(super) fn element_id(field: Field) -> ElementId {
-    let dictionary = Dictionary::builtin();
+pub(super) fn element_id(field: Field, dictionary: &Dictionary) -> ElementId {
     ElementId {
         enterprise: field.enterprise,
         number: field.id,
@@ -188,7 +187,7 @@ fn records(
                 listing.broken(end, "record", "ends before its fields do");
                 break;
             };
-            let name = field.name(Dictionary::builtin());
+            let name = field.name(listing.dictionary());
             let taken = left.saturating_sub(after.len());
             item(listing, *field, &name, taken, value.len(), near_us, templates, depth);
         }

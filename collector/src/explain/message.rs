@@ -239,7 +239,7 @@ impl Explanation<'_> {
                 numbered: true,
                 templates: &lookup,
             };
-            let mut inner = Listing::new(&held.set.data);
+            let mut inner = Listing::new(&held.set.data, listing.dictionary());
             data::list(&mut inner, held.set.data.len(), &set, &context);
             listing.append_held(inner);
             listing.close(heading);

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use weir_schemas::Table;
+use weir_schemas::elements::Dictionary;
 
 use self::listing::Listing;
 pub use self::listing::{ElementId, Kind, Line};
@@ -46,6 +47,7 @@ pub struct Explained {
 #[derive(Debug)]
 pub struct Explainer {
     config: Arc<DecodeConfig>,
+    dictionary: Arc<Dictionary>,
     decoder: Decoder,
     batches: Batches,
     memory: Memory,
@@ -59,8 +61,10 @@ impl Explainer {
     pub fn new(config: DecodeConfig) -> Explainer {
         // files of elements that cannot be read: whoever made the configuration has been told
         let shared = Arc::new(SharedState::of(&config).unwrap_or_default());
+        let dictionary = shared.dictionary().unwrap_or_else(|| Arc::new(Dictionary::builtin().clone()));
         let config = Arc::new(config);
         Explainer {
+            dictionary,
             decoder: Decoder::new(Arc::clone(&config), shared),
             config,
             batches: Batches::new(),
@@ -84,7 +88,8 @@ impl Explainer {
         let before = *self.decoder.counters();
         let outcome = self.decoder.decode(datagram, meta, &mut self.batches);
         let rows = Rows::take(&mut self.batches, self.decoder.trace());
-        let mut listing = Listing::new(datagram);
+        let dictionary = Arc::clone(&self.dictionary);
+        let mut listing = Listing::new(datagram, &dictionary);
         let version = u16_at(datagram, 0);
         let protocol = self.list(&mut listing, version, meta, &rows, outcome);
         listing.rest(usize::MAX, "octets after the message", "not looked at: its length ends before");

@@ -72,10 +72,11 @@ fn one(listing: &mut Listing<'_>, kind: SetKind, template: &Template, end: usize
     for (number, field) in template.fields.iter().enumerate() {
         let wire = listing.peek(2);
         let enterprise = field.space == Space::Ipfix && u16_at(wire, 0) & 0x8000 != 0;
-        let name = field.name(Dictionary::builtin());
+        let dictionary = listing.dictionary();
+        let name = field.name(dictionary);
         let line = listing.field(if enterprise { 8 } else { 4 }, name);
-        line.value(described(*field, number < scopes));
-        line.element = Some(element_id(*field));
+        line.value(described(*field, number < scopes, dictionary));
+        line.element = Some(element_id(*field, dictionary));
         if enterprise {
             line.rule("enterprise bit: its number follows (RFC 7011 §3.2)");
         }
@@ -104,8 +105,7 @@ fn header(listing: &mut Listing<'_>, kind: SetKind) {
     }
 }
 
-fn described(field: Field, scope: bool) -> String {
-    let dictionary = Dictionary::builtin();
+fn described(field: Field, scope: bool, dictionary: &Dictionary) -> String {
     let data_type = field.data_type(dictionary);
     let mut text = match field.length {
         VARIABLE => "variable length".to_owned(),

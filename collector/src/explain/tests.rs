@@ -319,3 +319,20 @@ proptest! {
 }
 
 static SAMPLES: std::sync::OnceLock<Vec<Vec<u8>>> = std::sync::OnceLock::new();
+
+/// Elements of a user's own file have their name, type and column in the explanation too.
+#[test]
+fn a_users_own_elements_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("elements.tsv");
+    std::fs::write(&file, "50000\t7\troundTrip\tunsigned32\tquantity\tmilliseconds\trtt_us\n").unwrap();
+    let config = DecodeConfig { elements: vec![file], clock_check: false, ..DecodeConfig::default() };
+    let mut explainer = Explainer::new(config);
+    let template = set(2, &words(&[256, 1, 0x8007, 4, 0, 50_000]));
+    let explained = explain(&mut explainer, &ipfix(&[template, set(256, &[0, 0, 0, 25])]));
+    let in_template = line(&explained, "roundTrip", 0);
+    assert_eq!(in_template.element.as_ref().unwrap().data_type, "unsigned32");
+    let in_record = line(&explained, "roundTrip", 1);
+    assert_eq!(in_record.column.as_deref(), Some("rtt_us"));
+    assert!(in_record.value.as_deref().unwrap().starts_with("25"), "{in_record:?}");
+}

@@ -8,8 +8,7 @@ use crate::decode::template::{Field, Space};
 use crate::decode::wire::unsigned;
 
 /// The value of an element, from its octets.
-pub(super) fn element(field: Field, octets: &[u8], near_us: i64) -> String {
-    let dictionary = Dictionary::builtin();
+pub(super) fn element(field: Field, octets: &[u8], near_us: i64, dictionary: &Dictionary) -> String {
     let mut text = Vec::new();
     let around = Around { near_us, dictionary, templates: None };
     write_value(&mut text, field.data_type(dictionary), octets, &around);

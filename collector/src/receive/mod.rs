@@ -34,14 +34,13 @@ const TICK: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 /// How often a socket that has more is read before the next one has its turn.
 const ROUNDS: usize = 8;
-/// A round that gave fewer datagrams than this is followed by a pause, while datagrams come in a stream: waking up costs
-/// as much CPU time as decoding several of them.
-const FEW: u64 = 16;
-/// The pause. What comes meanwhile waits in the socket's buffer, which must have room for it.
-const PAUSE: Duration = Duration::from_micros(500);
+/// A round that emptied the sockets is followed by a pause, while datagrams come in a stream: to wake up for every two
+/// or three of them costs more CPU time than to decode them. What comes meanwhile waits in the socket's buffer, which must
+/// have room for it.
+const PAUSE: Duration = Duration::from_millis(2);
 /// A stream is what had its last datagrams less than this ago.
-const STREAM: Duration = Duration::from_millis(2);
-/// Half a millisecond of the most that one shard can take, several times over.
+const STREAM: Duration = Duration::from_millis(4);
+/// What comes during the pause at the most that one shard can take, several times over.
 const ROOM_TO_PAUSE: usize = 4 << 20;
 /// After the signal to stop, a shard reads what came before it; at most for this long.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -164,7 +163,7 @@ impl Shard {
             let received = self.work.received() - before;
             if received > 0 {
                 let stream = received_at.replace(now).is_some_and(|before| now - before < STREAM);
-                if may_pause && stream && received < FEW && stopping.is_none() {
+                if may_pause && stream && drained && stopping.is_none() {
                     std::thread::sleep(PAUSE);
                 }
             }

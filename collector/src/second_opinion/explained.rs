@@ -42,7 +42,7 @@ explanations! {
     EmptyVariable "netflow_parser ends a set at a variable-length value of no octets; weir takes the value as absent."
     ControlCharacters "netflow_parser drops control characters from texts, weir keeps them and drops the padding of zeros at the end."
     OtherType "The two have different data types for the element; the octets are the same."
-    OutputLimit "netflow_parser bounds what it decodes of one message; weir bounds the records of one set."
+    OutputLimit "Both bound what one message may make, each in its way."
 }
 
 /// What was seen of the templates of an exporter's session.

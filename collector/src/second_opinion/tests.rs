@@ -1,7 +1,10 @@
 //! The two agree where they should, and a difference does not go unseen.
 
+use weir_schemas::Table;
+
 use super::*;
 use crate::decode::testing::{corpus, meta};
+use crate::decode::tests::hostile;
 use crate::generate::{Generator, GeneratorConfig};
 
 const SENDER: &str = "192.0.2.1";
@@ -193,5 +196,40 @@ fn what_has_no_second_opinion_says_so() {
         let found = last(&[datagram]);
         assert!(found.not_covered.unwrap().starts_with(why), "{found:?}");
         assert_eq!((found.values, found.unexplained), (0, 0));
+    }
+}
+
+/// What costs most, and what is cut or changed anywhere, is compared to its end: no panic, bounded lists, and every
+/// record that weir has is counted.
+#[test]
+fn hostile_datagrams_are_compared() {
+    let compare = |name: &str, both: &mut SecondOpinion, datagram: &[u8]| {
+        let found = both.compare(datagram, &meta(SENDER));
+        assert!(found.differences.len() <= MAX_DIFFERENCES, "{name}");
+        let rows: u32 =
+            found.outcome.rows[Table::Flows as usize] + found.outcome.rows[Table::Options as usize];
+        assert!(found.records_weir <= u64::from(rows), "{name}: {} {rows}", found.records_weir);
+        found
+    };
+    let mut unexplained = Vec::new();
+    for (name, first, datagrams) in hostile::costly() {
+        let mut both = both();
+        for datagram in first.iter().chain(&datagrams) {
+            let found = compare(name, &mut both, datagram);
+            let without = found.differences.iter().filter(|difference| difference.explanation.is_none());
+            unexplained.extend(without.take(1).map(|one| format!("{name}: {one:?}")));
+        }
+    }
+    assert!(unexplained.is_empty(), "{}", unexplained.join("\n"));
+    for (number, sample) in hostile::samples().iter().enumerate() {
+        let name = format!("sample {number}");
+        for end in 0..sample.len() {
+            compare(&name, &mut both(), &sample[..end]);
+            for value in [0, 1, 0xff, sample[end] ^ 0x80] {
+                let mut changed = sample.clone();
+                changed[end] = value;
+                compare(&name, &mut both(), &changed);
+            }
+        }
     }
 }

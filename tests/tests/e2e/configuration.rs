@@ -58,7 +58,14 @@ fn fields(sources: &[(PathBuf, String)], name: &str, near: &PathBuf) -> Option<(
     let (path, body) = ordered.iter().find_map(|(path, text)| Some((path, text.split_once(&head)?.1)))?;
     let body = body.split_once("\n}").map_or(body, |(body, _)| body);
     let (mut fields, mut doc) = (Vec::new(), Vec::new());
-    for line in body.lines().map(str::trim) {
+    let mut lines = body.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        if line == "#[serde(skip)]" {
+            // no key
+            lines.next();
+            doc.clear();
+            continue;
+        }
         if let Some(comment) = line.strip_prefix("///") {
             doc.push(comment.trim().to_owned());
         } else if let Some((name, kind)) =

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use weir_tests::command::{program, run};
+use weir_tests::command::{program, readers_python, run};
 use weir_tests::generate::{Load, replay};
 use weir_tests::ledger::assert_lossless;
 use weir_tests::repository;
@@ -73,6 +73,28 @@ fn answers(weir: &Weir) -> Vec<(&'static str, Vec<Vec<String>>)> {
     [ROWS, SAMPLES, FLOWS_1M, QOS_1M, TALKERS].map(sorted).to_vec()
 }
 
+/// Consumers that nobody here wrote find in the topic what SQL has.
+fn others_read(weir: &Weir, kafka: &Kafka) {
+    let sums = "select proto_ver, count(*), sum(bytes), sum(packets) from flows group by 1 order by 1";
+    let wanted: serde_json::Map<_, _> = weir
+        .sql(sums)
+        .into_iter()
+        .map(|row| {
+            let numbers: Vec<u64> = row[1..].iter().map(|number| number.parse().unwrap()).collect();
+            (row[0].clone(), numbers.into())
+        })
+        .collect();
+    let script = repository().join("tests/readers/kafka.py");
+    let mut readers = Command::new(readers_python());
+    let told = run(readers.arg(script).args([&kafka.bootstrap, "weir"]), LONG).ok();
+    let told: Vec<_> = told.lines().filter_map(|line| line.split_once(' ')).collect();
+    assert_eq!(told.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["pyarrow", "clickhouse"]);
+    for (name, sums) in told {
+        let sums: serde_json::Map<_, _> = serde_json::from_str(sums).unwrap();
+        assert_eq!(sums, wanted, "{name}");
+    }
+}
+
 #[test]
 fn embedded_and_kafka_give_the_same_rows_and_rollups() {
     if std::env::var_os("WEIR_SKIP_KAFKA").is_some() {
@@ -119,6 +141,7 @@ fn embedded_and_kafka_give_the_same_rows_and_rollups() {
         }
         assert!(!got.is_empty(), "{query}: no rows");
     }
+    others_read(&weir, &kafka);
     assert_lossless(&weir);
     assert!(weir.stop().success());
     // What was committed is not taken again.

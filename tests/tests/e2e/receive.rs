@@ -5,10 +5,10 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use weir_tests::command::signal;
-use weir_tests::generate::Load;
-use weir_tests::ledger::Ledger;
+use weir_tests::generate::{Load, Sent};
+use weir_tests::ledger::at_rest;
 use weir_tests::netflow5::{Flow, datagram};
-use weir_tests::wait::{LONG, until};
+use weir_tests::wait::until;
 use weir_tests::weir::{Setup, Weir};
 
 /// Datagrams received and dropped, as `/metrics` says.
@@ -52,17 +52,9 @@ fn kernel_drops_are_sent_less_received_two_seconds_after_the_last_datagram() {
     assert!(weir.stop().success());
 }
 
-/// Waits until the ledger is at rest, and everything sent is in SQL, once.
-fn assert_all_there(weir: &Weir, sent: weir_tests::generate::Sent) {
-    weir.until_numbers(
-        "select count(*), sum(bytes), sum(packets) from flows",
-        &[sent.rows, sent.bytes, sent.packets],
-    );
-    let ledger = until(LONG, "nothing in flight", || {
-        let ledger = Ledger::read(&weir.metrics())?;
-        if ledger.rows_in_flight == 0 { Ok(ledger) } else { Err(format!("{ledger}")) }
-    });
-    assert_eq!(ledger.kernel_drops, 0, "{ledger}");
+/// Everything sent is in SQL, once, and no datagram killed a collector.
+fn assert_all_there(weir: &Weir, sent: Sent) {
+    at_rest(weir, sent);
     let died = weir.metrics().sum("weir_collector_died_datagrams_total", &[]);
     assert_eq!(died, Some(0.0));
 }

@@ -19,27 +19,27 @@ pub(crate) enum ConfigError {
 /// Prefix of the variables that override keys: `WEIR_SECTION__KEY`.
 const PREFIX: &str = "WEIR_";
 
-/// Reads `path` (nothing where None), lays the variables of `environment` over it and returns what it means.
+/// The text of the file; none where there is no file.
+pub(crate) fn read(path: Option<&Path>) -> Result<String, ConfigError> {
+    let Some(path) = path else { return Ok(String::new()) };
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+/// Lays the variables of `environment` over the text of the file and returns what it means.
 pub(crate) fn load<T: DeserializeOwned>(
+    text: &str,
     path: Option<&Path>,
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<T, ConfigError> {
-    let (text, place) = match path {
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-            (text, path.display().to_string())
-        }
-        None => (String::new(), "defaults".to_owned()),
-    };
+    let place = path.map_or_else(|| "defaults".to_owned(), |path| path.display().to_string());
     // First the file by itself, so that a mistake in it is reported with its line.
-    let from_file: T = toml::from_str(&text).map_err(|error| explain(&error, &place, Some(&text)))?;
+    let from_file: T = toml::from_str(text).map_err(|error| explain(&error, &place, Some(text)))?;
     let variables: Vec<_> =
         environment.filter(|(name, _)| name.starts_with(PREFIX) && name.contains("__")).collect();
     if variables.is_empty() {
         return Ok(from_file);
     }
-    let base: Table = toml::from_str(&text).map_err(|error| explain(&error, &place, Some(&text)))?;
+    let base: Table = toml::from_str(text).map_err(|error| explain(&error, &place, Some(text)))?;
     // One at a time, so that a mistake names its variable.
     let mut merged = base;
     for (name, value) in &variables {
@@ -159,7 +159,8 @@ mod tests {
             ("WEIR_KAFKA_BOOTSTRAP", "not a key: no section"),
             ("HOME", "/root"),
         ];
-        let sample: Sample = load(Some(file.path()), env(&pairs)).unwrap();
+        let text = read(Some(file.path())).unwrap();
+        let sample: Sample = load(&text, Some(file.path()), env(&pairs)).unwrap();
         assert_eq!(sample.batch, Batch { batch_rows: 20, batch_age_ms: 7, listen: vec!["a:1".to_owned()] });
     }
 
@@ -183,7 +184,7 @@ mod tests {
             ("", &[("WEIR_DATA_DIR__X", "1")], vec!["WEIR_DATA_DIR__X"]),
         ] {
             let file = file(text);
-            let error = load::<Sample>(Some(file.path()), env(pairs)).unwrap_err().to_string();
+            let error = load::<Sample>(text, Some(file.path()), env(pairs)).unwrap_err().to_string();
             for part in wanted {
                 assert!(error.contains(part), "{error:?} lacks {part:?}");
             }

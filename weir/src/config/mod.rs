@@ -27,6 +27,9 @@ use crate::cli::RoleArgs;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
+    /// The file as it was read.
+    #[serde(skip)]
+    pub(crate) text: String,
     /// Where the log, the tables and the state live.
     pub(crate) data_dir: PathBuf,
     /// Name of this collector in the log; the machine's where absent.
@@ -50,6 +53,7 @@ pub(crate) struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
+            text: String::new(),
             data_dir: PathBuf::from("./weir-data"),
             name: None,
             listen: ListenConfig::default(),
@@ -169,9 +173,15 @@ pub(crate) enum LogKind {
 }
 
 impl Config {
-    /// The file, then the environment. Does not say whether it can be used: [`Config::validate`].
+    /// The file (for a role what its supervisor has read of it), then the environment. Does not say whether it can be
+    /// used: [`Config::validate`].
     pub(crate) fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
-        let mut config: Config = load::load(path, std::env::vars())?;
+        let kept = crate::supervisor::inherited().get("config").and_then(|found| found.first().copied());
+        // opened anew: the roles share the place that an inherited descriptor has come to
+        let kept = kept.map(|number| PathBuf::from(format!("/proc/self/fd/{number}")));
+        let text = load::read(kept.as_deref().or(path))?;
+        let mut config: Config = load::load(&text, path, std::env::vars())?;
+        config.text = text;
         // files that a file names lie beside it
         if let Some(directory) = path.and_then(Path::parent) {
             for file in &mut config.decode.elements {
@@ -281,7 +291,8 @@ mod tests {
         let text = toml::to_string_pretty(&Config::default()).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &text).unwrap();
-        let config: Config = load::load(Some(file.path()), std::iter::empty()).unwrap();
+        let text = load::read(Some(file.path())).unwrap();
+        let config: Config = load::load(&text, Some(file.path()), std::iter::empty()).unwrap();
         assert_eq!(toml::to_string_pretty(&config).unwrap(), text);
         config.validate().unwrap();
     }

@@ -6,7 +6,7 @@ mod second_opinion;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, new_null_array};
@@ -18,8 +18,9 @@ use weir_collector::pcap::Datagram;
 use weir_schemas::Table;
 
 use super::ToolError;
-use super::input::{Input, is_flow};
+use super::input::Input;
 use super::rows;
+use crate::config::Config;
 
 /// Rows that wait for a batch of their own kind, and bytes of text that wait for the output.
 const BATCH_ROWS: usize = 8_192;
@@ -132,7 +133,8 @@ pub(crate) fn run(args: &DecodeArgs) -> Result<(), ToolError> {
 fn decode_config(args: &DecodeArgs) -> Result<DecodeConfig, ToolError> {
     let mut config = match &args.config {
         None => DecodeConfig::default(),
-        Some(path) => section(path)?,
+        // read whole: a mistake elsewhere in it may be a key of this section
+        Some(path) => Config::load(Some(path)).map_err(|error| ToolError::Usage(error.to_string()))?.decode,
     };
     config.elements.extend_from_slice(&args.elements);
     // a capture may be years old: times are printed as the exporter gave them
@@ -142,22 +144,6 @@ fn decode_config(args: &DecodeArgs) -> Result<DecodeConfig, ToolError> {
         return Err(ToolError::Usage(format!("decode.{}", problems.join("; decode."))));
     }
     Ok(config)
-}
-
-/// The section `decode` of a configuration; the files that it names lie beside it.
-fn section(path: &Path) -> Result<DecodeConfig, ToolError> {
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default)]
-    struct Sections {
-        decode: DecodeConfig,
-    }
-    let wrong = |error: &dyn std::fmt::Display| ToolError::Usage(format!("{}: {error}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
-    let Sections { mut decode } = toml::from_str(&text).map_err(|error| wrong(&error))?;
-    for file in &mut decode.elements {
-        *file = path.parent().unwrap_or(Path::new("")).join(&*file);
-    }
-    Ok(decode)
 }
 
 /// What the summary tells beside the decoder's counters.
@@ -199,17 +185,8 @@ fn decode_all(
     let mut batches = Batches::new();
     let mut next_tick_us = i64::MIN;
     let mut last_us = 0;
-    let result = loop {
-        let datagram = match input.next() {
-            Ok(Some(datagram)) => datagram,
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        };
-        if !is_flow(&datagram, args.port) {
-            seen.other += 1;
-            continue;
-        }
-        let meta = meta_of(&datagram);
+    let result = input.each_flow(args.port, &mut seen.other, |datagram| {
+        let meta = meta_of(datagram);
         let before = rows_of(&mut batches);
         let outcome = decoder.decode(datagram.payload, &meta, &mut batches);
         seen.sets_pending += u64::from(outcome.sets_pending);
@@ -219,8 +196,8 @@ fn decode_all(
             decoder.tick(last_us, &mut batches);
             next_tick_us = last_us + SECOND_US;
         }
-        printer.take(&mut batches, before, decoder.row_order())?;
-    };
+        printer.take(&mut batches, before, decoder.row_order())
+    });
     // late enough for everything that waits
     decoder.tick(last_us + 3_600 * SECOND_US, &mut batches);
     printer.flush(&mut batches)?;

@@ -50,6 +50,23 @@ impl Input {
         self.reader.next().map_err(|error| ToolError::Failed(format!("{}: {error}", self.name)))
     }
 
+    /// Calls `work` with each datagram that is of a flow protocol, to the end or the first error; counts the others.
+    pub(super) fn each_flow(
+        &mut self,
+        port: Option<u16>,
+        others: &mut u64,
+        mut work: impl FnMut(&Datagram<'_>) -> Result<(), ToolError>,
+    ) -> Result<(), ToolError> {
+        while let Some(datagram) = self.next()? {
+            if is_flow(&datagram, port) {
+                work(&datagram)?;
+            } else {
+                *others += 1;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the bar off the screen.
     pub(super) fn finish(&self) {
         if let Some(bar) = &self.bar {

@@ -91,6 +91,36 @@ pub(super) static SPECS: &[Spec] = &[
             network_all,
         )
     },
+    Spec::of(
+        "masklen",
+        &[Arg::TextOrIp],
+        Returns::Int16,
+        "masklen('10.0.0.0/8') → the length of its prefix, 8; of an address 32 or 128",
+        |args, rows| {
+            let (rows, constant) = extent(args, rows);
+            let bits = |ip: &Address| if ip.is_v4() { 32 } else { 128 };
+            let array: Int16Array = if Family::of(&args[0].data_type()).is_some() {
+                let ips = Ips::of(&args[0])?;
+                (0..rows).map(|row| ips.get(row).map(|ip| bits(&ip))).collect()
+            } else {
+                let texts = Texts::of(&args[0])?;
+                let length = |text: &str| match text.split_once('/') {
+                    Some((_, length)) => {
+                        Network::parse(text)?;
+                        length.parse().map_err(|_| bad_value(format!("\"{text}\" is no network")))
+                    }
+                    None => match text.parse::<Address>() {
+                        Ok(ip) => Ok(bits(&ip)),
+                        Err(_) => Err(bad_value(format!("\"{text}\" is no network"))),
+                    },
+                };
+                let lengths: Result<Vec<_>> =
+                    (0..rows).map(|row| texts.get(row).map(length).transpose()).collect();
+                Int16Array::from(lengths?)
+            };
+            finish(Arc::new(array), constant)
+        },
+    ),
     Spec::of("family", &[Arg::Ip], Returns::Int16, "family(address) → 4 or 6", |args, rows| {
         let (rows, constant) = extent(args, rows);
         let ips = Ips::of(&args[0])?;

@@ -8,6 +8,7 @@ mod bounds;
 mod names;
 mod percentile;
 mod time;
+mod trend;
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -18,14 +19,14 @@ use datafusion::arrow::datatypes::{DataType, Float64Type, Int64Type};
 use datafusion::common::{DataFusionError, Result, ScalarValue};
 use datafusion::logical_expr::simplify::{ExprSimplifyResult, SimplifyContext};
 use datafusion::logical_expr::{
-    ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+    AggregateUDF, ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
 use super::address::Family;
 use super::error::{ErrorKind, QueryError};
 
 pub(crate) use bounds::{bound_scalars, bound_series};
-pub(crate) use percentile::{PercentilePlanner, aggregates};
+pub(crate) use percentile::PercentilePlanner;
 pub(crate) use time::Now;
 
 /// What an argument may be; what it is not yet, it is cast to.
@@ -228,6 +229,11 @@ pub(crate) fn all() -> Vec<Arc<ScalarUDF>> {
     specs().map(|spec| Arc::new(udf(spec))).collect()
 }
 
+/// Every aggregate of ours.
+pub(crate) fn aggregates() -> Vec<Arc<AggregateUDF>> {
+    percentile::aggregates().into_iter().chain(trend::aggregates()).collect()
+}
+
 /// PostgreSQL's functions of its catalogue that clients call to describe ours.
 pub(crate) fn of_catalog() -> Vec<ScalarUDF> {
     names::CATALOG.iter().map(udf).collect()
@@ -237,6 +243,9 @@ pub(crate) fn of_catalog() -> Vec<ScalarUDF> {
 pub fn reference() -> Vec<(&'static str, &'static str)> {
     let mut reference: Vec<_> = specs().map(|spec| (spec.name, spec.doc)).collect();
     reference.push(("p95", percentile::P95_DOC));
+    for doc in trend::DOCS {
+        reference.push((doc.split('(').next().unwrap_or_default(), doc));
+    }
     reference.sort_unstable();
     reference
 }

@@ -45,7 +45,7 @@ impl AggregateUDFImpl for Named {
     }
 }
 
-pub(crate) fn aggregates() -> Vec<Arc<AggregateUDF>> {
+pub(super) fn aggregates() -> Vec<Arc<AggregateUDF>> {
     let named = |(name, _): &(&'static str, f64)| {
         let signature = Signature::numeric(1, Volatility::Immutable);
         Arc::new(AggregateUDF::new_from_impl(Named { name, signature }))

@@ -47,7 +47,7 @@ fn the_last_statistics_of_an_exporter_are_in_the_ledger() {
 }
 
 /// Valid datagrams with all kinds of sets.
-fn samples() -> Vec<Vec<u8>> {
+pub(crate) fn samples() -> Vec<Vec<u8>> {
     let mut random = generator(5);
     let mut strings = ORDINARY.to_vec();
     strings.extend([(82, 0xffff), (291, 0xffff), (315, 0xffff), (95, 0xffff), (316, 0xffff)]);
@@ -153,7 +153,8 @@ fn applications(from: u32, count: u32) -> Vec<u8> {
     Builder9::ipfix(0).options(256, 1, &[(95, 4), (96, 24)]).set(256, &records).build()
 }
 
-fn costly() -> Vec<(&'static str, Vec<Vec<u8>>, Vec<Vec<u8>>)> {
+/// Datagrams that make as much of as little as they can: a name, what is learned first, and they.
+pub(crate) fn costly() -> Vec<(&'static str, Vec<Vec<u8>>, Vec<Vec<u8>>)> {
     let ipfix = || Builder9::ipfix(0);
     let fields = |id: u16, length: u16, count: u16| (0..count).map(|_| (id, length)).collect::<Vec<_>>();
     let many: Vec<(u16, u16)> = (0..1_000).map(|n| (600 + n, 1)).collect();
@@ -173,6 +174,20 @@ fn costly() -> Vec<(&'static str, Vec<Vec<u8>>, Vec<Vec<u8>>)> {
             "unknown elements",
             vec![ipfix().template(256, &many).build()],
             vec![ipfix().set(256, &vec![1; MOST]).build()],
+        ),
+        (
+            "unknown elements in many sets",
+            vec![ipfix().template(256, &many).build()],
+            vec![(0..MOST / 1_004).fold(ipfix(), |message, _| message.set(256, &[1; 1_000])).build()],
+        ),
+        (
+            "lists of records in many sets",
+            vec![ipfix().template(257, &[(4, 1)]).template(256, &[(292, 0xffff)]).build()],
+            vec![
+                (0..MOST / 255)
+                    .fold(ipfix(), |message, _| message.set(256, &[&[250, 3, 1, 1][..], &[6; 247]].concat()))
+                    .build(),
+            ],
         ),
         (
             "one unknown octet",
@@ -221,6 +236,37 @@ fn a_hostile_datagram_is_bounded_in_what_it_makes() {
         let (_, bytes) = slowest(&first, &datagrams);
         assert!(bytes <= 4 << 20, "{name}: {bytes} bytes of columns");
     }
+}
+
+/// What is too much for one datagram is counted, and nothing of it is carried over to the next.
+#[test]
+fn the_room_of_a_datagram_is_its_own() {
+    let many: Vec<(u16, u16)> = (0..1_000).map(|n| (600 + n, 1)).collect();
+    let mut decoder = Decoder::new(Arc::default(), Arc::default());
+    let mut out = Batches::new();
+    decoder.decode(&Builder9::ipfix(0).template(256, &many).build(), &sender(1), &mut out);
+    let full = (0..60).fold(Builder9::ipfix(0), |message, _| message.set(256, &[1; 1_000]));
+    let outcome = decoder.decode(&full.build(), &sender(1), &mut out);
+    assert_eq!((outcome.rejected, outcome.sets_rejected, out.flows.rows()), (None, 54, 6));
+    let one = Builder9::ipfix(6).set(256, &[1; 1_000]);
+    let outcome = decoder.decode(&one.build(), &sender(1), &mut out);
+    assert_eq!((outcome.rejected, outcome.sets_rejected, out.flows.rows()), (None, 0, 7));
+}
+
+/// Text beyond the room of a datagram is left out, and shown as such; the records are there.
+#[test]
+fn text_that_is_too_much_is_cut() {
+    let mut decoder = Decoder::new(Arc::default(), Arc::default());
+    let mut out = Batches::new();
+    let templates = Builder9::ipfix(0).template(257, &[(4, 1)]).template(256, &[(292, 0xffff)]);
+    decoder.decode(&templates.build(), &sender(1), &mut out);
+    let lists = [&[250, 3, 1, 1][..], &[6; 247]].concat().repeat(200);
+    decoder.decode(&Builder9::ipfix(0).set(256, &lists).build(), &sender(1), &mut out);
+    let rows = rows(&mut out.flows);
+    let texts: Vec<String> = rows.iter().map(|row| row["extra"]["subTemplateList"].to_string()).collect();
+    assert_eq!(texts.len(), 200);
+    assert!(texts[0].len() > 1_000 && texts[199] == "\"…\"", "{}", texts[199]);
+    assert!(texts.iter().map(String::len).sum::<usize>() < 600 << 10);
 }
 
 #[test]
@@ -288,6 +334,24 @@ fn bytes_a_template() {
             println!("{what}, {fields} fields: {} bytes a template, {} counted", used / count, bytes / count);
         }
     }
+}
+
+/// Open vSwitch describes itself by 206 wide templates in the first millisecond, and sends data of some of them at once.
+#[test]
+fn rule_53_an_unproved_exporter_of_many_templates_is_decoded_at_once() {
+    let mut decoder = Decoder::new(Arc::default(), Arc::default());
+    let mut out = Batches::new();
+    let wide: Vec<(u16, u16)> = (0..50).map(|n| (600 + n, 4)).chain([(8, 4)]).collect();
+    for first in (256..462).step_by(5) {
+        let ids = first..(first + 5).min(462);
+        let message = ids.fold(Builder9::ipfix(0), |message, id| message.template(id, &wide));
+        assert_eq!(decoder.decode(&message.build(), &sender(1), &mut out).rejected, None);
+    }
+    let record = [1; 204];
+    for id in 256..462 {
+        decoder.decode(&Builder9::ipfix(u32::from(id) - 256).set(id, &record).build(), &sender(1), &mut out);
+    }
+    assert_eq!(out.flows.rows(), 206);
 }
 
 #[test]

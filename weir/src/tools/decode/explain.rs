@@ -9,7 +9,7 @@ use weir_collector::pcap::Datagram;
 use weir_schemas::Table;
 
 use super::{DecodeArgs, Format, Seen, ToolError, decode_config, meta_of, output, summary};
-use crate::tools::input::{Input, is_flow};
+use crate::tools::input::Input;
 use crate::tools::rows;
 
 /// Octets of a field that are shown in text.
@@ -26,27 +26,16 @@ pub(super) fn run(args: &DecodeArgs) -> Result<(), ToolError> {
     let mut explainer = Explainer::new(decode_config(args)?);
     let mut seen = Seen::default();
     let mut text = Vec::new();
-    let ended = loop {
-        let datagram = match input.next() {
-            Ok(Some(datagram)) => datagram,
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        };
-        if !is_flow(&datagram, args.port) {
-            seen.other += 1;
-            continue;
-        }
-        let explained = explainer.explain(datagram.payload, &meta_of(&datagram));
+    let ended = input.each_flow(args.port, &mut seen.other, |datagram| {
+        let explained = explainer.explain(datagram.payload, &meta_of(datagram));
         seen.sets_pending += u64::from(explained.outcome.sets_pending);
         text.clear();
         match args.format {
-            Some(Format::Jsonl) => json(&datagram, &explained, &mut text),
-            _ => people(&datagram, &explained, &mut text),
+            Some(Format::Jsonl) => json(datagram, &explained, &mut text),
+            _ => people(datagram, &explained, &mut text),
         }
-        if let Err(error) = out.write_all(&text) {
-            break Err(ToolError::output(error));
-        }
-    };
+        out.write_all(&text).map_err(ToolError::output)
+    });
     input.finish();
     let flushed = out.flush().map_err(ToolError::output);
     if !args.quiet {

@@ -8,7 +8,7 @@ use weir_collector::pcap::Datagram;
 use weir_collector::second_opinion::{Comparison, Difference, Explanation, SecondOpinion};
 
 use super::{DecodeArgs, Format, ToolError, decode_config, meta_of, output};
-use crate::tools::input::{Input, is_flow};
+use crate::tools::input::Input;
 use crate::tools::rows;
 
 /// What was compared in all.
@@ -34,28 +34,19 @@ pub(super) fn run(args: &DecodeArgs) -> Result<(), ToolError> {
         .map_err(|error| ToolError::Failed(format!("cannot start the second decoder: {error}")))?;
     let mut total = Total::default();
     let jsonl = args.format == Some(Format::Jsonl);
-    let ended = loop {
-        let datagram = match input.next() {
-            Ok(Some(datagram)) => datagram,
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        };
-        if !is_flow(&datagram, args.port) {
-            total.other += 1;
-            continue;
-        }
+    let mut others = 0;
+    let ended = input.each_flow(args.port, &mut others, |datagram| {
         total.datagrams += 1;
-        let comparison = both.compare(datagram.payload, &meta_of(&datagram));
+        let comparison = both.compare(datagram.payload, &meta_of(datagram));
         total.add(&comparison);
         let printed = if jsonl {
-            json(total.datagrams, &datagram, &comparison, &mut out)
+            json(total.datagrams, datagram, &comparison, &mut out)
         } else {
-            people(total.datagrams, &datagram, &comparison, &mut out)
+            people(total.datagrams, datagram, &comparison, &mut out)
         };
-        if let Err(error) = printed {
-            break Err(ToolError::output(error));
-        }
-    };
+        printed.map_err(ToolError::output)
+    });
+    total.other = others;
     input.finish();
     ended?;
     if !jsonl {

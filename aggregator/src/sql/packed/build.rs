@@ -1,0 +1,220 @@
+//! The first half: the rows of one input, grouped as far as a table in the cache can, in 256 parts by their hash.
+
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use datafusion::arrow::array::ArrayRef;
+use datafusion::common::{DataFusionError, Result};
+use datafusion::execution::disk_manager::DiskManager;
+use datafusion::execution::memory_pool::MemoryReservation;
+use datafusion::execution::spill_file::SpillFile;
+
+use super::rows::{Groups, Layout};
+
+/// Parts by the upper eight bits of the hash.
+pub(super) const PARTS: usize = 256;
+/// Words of a piece of a part.
+const CHUNK_WORDS: usize = 4_096;
+
+/// How much is grouped before it is put aside.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    /// Groups of the first table: it stays in the cache.
+    pub(super) groups: usize,
+    /// Where a full table holds more than half as many groups as it took rows, so many rows pass by it.
+    pub(super) bypass_rows: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Sizes { groups: 65_536, bypass_rows: 1 << 20 }
+    }
+}
+
+/// Rows on disk, by part.
+struct Spill {
+    file: Arc<dyn SpillFile>,
+    writer: Box<dyn datafusion::execution::spill_file::SpillWriter>,
+    /// Part, offset and bytes of each piece.
+    pieces: Vec<(usize, u64, usize)>,
+    end: u64,
+}
+
+/// Groups one input.
+pub(super) struct Builder {
+    layout: Arc<Layout>,
+    sizes: Sizes,
+    table: Groups,
+    /// Rows that the table took since it was empty.
+    taken: usize,
+    bypass: usize,
+    parts: Vec<Vec<Vec<u64>>>,
+    reservation: MemoryReservation,
+    disk: Arc<DiskManager>,
+    spill: Option<Spill>,
+    packed: Vec<u64>,
+    places: Vec<u32>,
+}
+
+/// What the first half leaves.
+pub(super) struct Built {
+    parts: Vec<Vec<Vec<u64>>>,
+    spill: Option<Spill>,
+    /// Held until all parts are merged.
+    reservation: MemoryReservation,
+}
+
+impl Builder {
+    pub(super) fn new(
+        layout: Arc<Layout>,
+        sizes: Sizes,
+        reservation: MemoryReservation,
+        disk: Arc<DiskManager>,
+    ) -> Result<Builder> {
+        reservation.try_grow(Groups::bytes(sizes.groups, layout.words))?;
+        Ok(Builder {
+            table: Groups::with_capacity(sizes.groups),
+            layout,
+            sizes,
+            taken: 0,
+            bypass: 0,
+            parts: vec![Vec::new(); PARTS],
+            reservation,
+            disk,
+            spill: None,
+            packed: Vec::new(),
+            places: Vec::new(),
+        })
+    }
+
+    /// Takes rows; at most as many at once as the table has groups.
+    pub(super) fn add(&mut self, keys: &[ArrayRef], values: &[Option<ArrayRef>], count: usize) -> Result<()> {
+        let layout = Arc::clone(&self.layout);
+        layout.pack(keys, count, &mut self.packed)?;
+        self.places.clear();
+        if self.bypass > 0 {
+            self.bypass = self.bypass.saturating_sub(count);
+            self.places.extend(0..u32::try_from(count).unwrap_or(u32::MAX));
+            for (at, values) in values.iter().enumerate() {
+                layout.accumulate(at, &mut self.packed, &self.places, values.as_ref())?;
+            }
+            let packed = std::mem::take(&mut self.packed);
+            let put = self.put_aside(&packed);
+            self.packed = packed;
+            return put;
+        }
+        if self.table.len() + count > self.sizes.groups {
+            self.flush()?;
+        }
+        for row in self.packed.chunks_exact(layout.words) {
+            self.places.push(self.table.place(&layout, row).0 as u32);
+        }
+        self.taken += count;
+        for (at, values) in values.iter().enumerate() {
+            layout.accumulate(at, &mut self.table.rows, &self.places, values.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// Empties the table into the parts.
+    fn flush(&mut self) -> Result<()> {
+        if self.table.len() * 2 > self.taken {
+            self.bypass = self.sizes.bypass_rows;
+        }
+        let rows = std::mem::take(&mut self.table.rows);
+        let put = self.put_aside(&rows);
+        self.table.rows = rows;
+        self.table.clear();
+        self.taken = 0;
+        put
+    }
+
+    fn put_aside(&mut self, rows: &[u64]) -> Result<()> {
+        let words = self.layout.words;
+        let chunk = CHUNK_WORDS.max(words);
+        for row in rows.chunks_exact(words) {
+            let part = (self.layout.hash(&row[..self.layout.key_words]) >> 56) as usize;
+            if self.parts[part].last().is_none_or(|last| last.len() + words > chunk) {
+                if self.reservation.try_grow(chunk * 8).is_err() {
+                    self.spill()?;
+                    self.reservation.try_grow(chunk * 8)?;
+                }
+                self.parts[part].push(Vec::with_capacity(chunk));
+            }
+            if let Some(last) = self.parts[part].last_mut() {
+                last.extend_from_slice(row);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the parts to disk.
+    fn spill(&mut self) -> Result<()> {
+        if self.spill.is_none() {
+            let file = self.disk.create_tmp_file("grouping")?;
+            let writer = file.open_writer()?;
+            self.spill = Some(Spill { file, writer, pieces: Vec::new(), end: 0 });
+        }
+        let Some(spill) = &mut self.spill else { return Ok(()) };
+        let mut bytes = Vec::with_capacity(CHUNK_WORDS * 8);
+        let chunk = CHUNK_WORDS.max(self.layout.words) * 8;
+        for (part, chunks) in self.parts.iter_mut().enumerate() {
+            for rows in chunks.drain(..) {
+                bytes.clear();
+                rows.iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+                spill.writer.write_all(&bytes).map_err(DataFusionError::IoError)?;
+                spill.pieces.push((part, spill.end, bytes.len()));
+                spill.end += bytes.len() as u64;
+                self.reservation.shrink(chunk);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> Result<Built> {
+        self.flush()?;
+        self.reservation.shrink(Groups::bytes(self.sizes.groups, self.layout.words));
+        // merging wants room: where it was scarce, or would be, everything goes to disk
+        let room = self.reservation.size() / 8;
+        if self.spill.is_some() || self.reservation.try_grow(room).is_err() {
+            if self.disk.tmp_files_enabled() {
+                self.spill()?;
+            }
+        } else {
+            self.reservation.shrink(room);
+        }
+        if let Some(spill) = &mut self.spill {
+            spill.writer.flush().map_err(DataFusionError::IoError)?;
+            spill.writer.finish()?;
+        }
+        Ok(Built { parts: self.parts, spill: self.spill, reservation: self.reservation })
+    }
+}
+
+impl Built {
+    /// Takes the rows of a part, and gives how many there are.
+    pub(super) fn take(&mut self, part: usize, layout: &Layout) -> Result<Vec<Vec<u64>>> {
+        let mut rows = std::mem::take(&mut self.parts[part]);
+        let Some(spill) = &self.spill else { return Ok(rows) };
+        let path = spill
+            .file
+            .path()
+            .ok_or_else(|| DataFusionError::Internal("grouping was put aside where no file is".to_owned()))?;
+        let file = std::fs::File::open(path).map_err(DataFusionError::IoError)?;
+        for (_, offset, length) in spill.pieces.iter().filter(|(of, ..)| *of == part) {
+            let mut bytes = vec![0; *length];
+            file.read_exact_at(&mut bytes, *offset).map_err(DataFusionError::IoError)?;
+            let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap_or_default());
+            rows.push(bytes.chunks_exact(8).map(word).collect());
+        }
+        debug_assert!(rows.iter().all(|rows| rows.len() % layout.words == 0));
+        Ok(rows)
+    }
+
+    /// Frees what the rows that were taken held.
+    pub(super) fn freed(&self, chunks: usize, layout: &Layout) {
+        let bytes = chunks * CHUNK_WORDS.max(layout.words) * 8;
+        self.reservation.shrink(bytes.min(self.reservation.size()));
+    }
+}

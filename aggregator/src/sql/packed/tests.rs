@@ -1,0 +1,147 @@
+//! The same answers as DataFusion's own operators give.
+
+use datafusion::arrow::array::{
+    BooleanArray, FixedSizeBinaryArray, Float64Array, Int16Array, Int32Array, Int64Array,
+    TimestampMicrosecondArray,
+};
+use datafusion::datasource::MemTable;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+use super::*;
+use crate::store::testing::Random;
+
+const SMALL: Sizes = Sizes { groups: 64, bypass_rows: 500 };
+
+/// Three partitions of rows with NULLs in every column.
+fn table(seed: u64, rows: usize, hosts: u64) -> Arc<MemTable> {
+    let mut random = Random(seed);
+    let mut batch = || {
+        let mut maybe = |bound: u64| -> Vec<Option<u64>> {
+            (0..rows).map(|_| (random.below(10) > 0).then(|| random.below(bound))).collect()
+        };
+        let address = |value: u64, width: usize| {
+            let mut bytes = vec![0_u8; width];
+            bytes[width - 4..].copy_from_slice(&(value as u32).to_be_bytes());
+            bytes
+        };
+        let bytes_of = |values: Vec<Option<u64>>, width: usize| -> ArrayRef {
+            let values = values.into_iter().map(|value| value.map(|value| address(value, width)));
+            Arc::new(FixedSizeBinaryArray::try_from_sparse_iter_with_size(values, width as i32).unwrap())
+        };
+        let columns: Vec<(&str, ArrayRef)> = vec![
+            ("src", bytes_of(maybe(hosts), 16)),
+            ("dst", bytes_of(maybe(3), 16)),
+            ("mac", bytes_of(maybe(4), 6)),
+            ("port", Arc::new(Int32Array::from_iter(maybe(5).into_iter().map(|v| v.map(|v| v as i32 - 2))))),
+            ("proto", Arc::new(Int16Array::from_iter(maybe(3).into_iter().map(|v| v.map(|v| v as i16 - 1))))),
+            ("flag", Arc::new(BooleanArray::from_iter(maybe(2).into_iter().map(|v| v.map(|v| v == 1))))),
+            ("long", Arc::new(Int64Array::from_iter(maybe(4).into_iter().map(|v| v.map(|v| v as i64 - 2))))),
+            (
+                "at",
+                Arc::new(
+                    TimestampMicrosecondArray::from_iter(maybe(6).into_iter().map(|v| v.map(|v| v as i64)))
+                        .with_timezone("UTC"),
+                ),
+            ),
+            ("bytes", Arc::new(Int64Array::from_iter(maybe(1000).into_iter().map(|v| v.map(|v| v as i64))))),
+            ("est", Arc::new(Float64Array::from_iter(maybe(1000).into_iter().map(|v| v.map(|v| v as f64))))),
+        ];
+        RecordBatch::try_from_iter(columns).unwrap()
+    };
+    let batches: Vec<_> = (0..3).map(|_| vec![batch(), batch()]).collect();
+    Arc::new(MemTable::try_new(batches[0][0].schema(), batches).unwrap())
+}
+
+fn context(table: &Arc<MemTable>, sizes: Option<Sizes>, memory: usize) -> SessionContext {
+    let environment = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(memory)));
+    let mut builder = SessionStateBuilder::new()
+        .with_config(SessionConfig::new().with_target_partitions(3).with_batch_size(700))
+        .with_runtime_env(environment.build_arc().unwrap())
+        .with_default_features();
+    if let Some(sizes) = sizes {
+        builder = builder.with_physical_optimizer_rule(Arc::new(PackedGrouping { sizes }));
+    }
+    let context = SessionContext::new_with_state(builder.build());
+    context.register_table("t", Arc::clone(table) as _).unwrap();
+    context
+}
+
+/// The lines of the answer, sorted.
+async fn lines(context: &SessionContext, sql: &str) -> Vec<String> {
+    let batches = context.sql(sql).await.unwrap().collect().await.unwrap();
+    let text = datafusion::arrow::util::pretty::pretty_format_batches(&batches).unwrap().to_string();
+    let mut lines: Vec<String> =
+        text.lines().filter(|line| line.starts_with("| ")).map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+async fn is_packed(context: &SessionContext, sql: &str) -> bool {
+    lines(context, &format!("EXPLAIN {sql}")).await.iter().any(|line| line.contains("PackedAggregateExec"))
+}
+
+const QUERIES: [&str; 9] = [
+    "SELECT src, sum(bytes), count(*), count(bytes), sum(est) FROM t GROUP BY src",
+    "SELECT src, dst, port, proto, sum(bytes) FROM t GROUP BY src, dst, port, proto",
+    "SELECT mac, flag, long, at, min(bytes), max(bytes), min(at), max(at) FROM t GROUP BY mac, flag, long, at",
+    "SELECT flag, count(*) FROM t WHERE bytes > 500 GROUP BY flag",
+    "SELECT port + 1, sum(bytes * 2) FROM t GROUP BY port + 1",
+    "SELECT src, count(*) FROM t GROUP BY src HAVING count(*) > 2",
+    "SELECT DISTINCT src, port FROM t",
+    "SELECT count(*), sum(n) FROM (SELECT src, count(*) AS n FROM t GROUP BY src)",
+    "SELECT port, count(DISTINCT src) FROM t GROUP BY port",
+];
+
+#[tokio::test]
+async fn every_grouping_gives_what_datafusion_gives() {
+    for seed in 0..12 {
+        let table = table(seed, 1_500, if seed % 2 == 0 { 40 } else { 100_000 });
+        let (ours, theirs) = (context(&table, Some(SMALL), 1 << 30), context(&table, None, 1 << 30));
+        for sql in QUERIES {
+            assert_eq!(lines(&ours, sql).await, lines(&theirs, sql).await, "seed {seed}: {sql}");
+            assert!(is_packed(&ours, sql).await, "{sql}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_memory_does_not_hold_goes_to_disk() {
+    let table = table(7, 60_000, 1 << 31);
+    let sql = "SELECT count(*), sum(c), sum(b) FROM (SELECT src, dst, port, at, long, count(*) AS c, sum(bytes) AS b \
+               FROM t GROUP BY src, dst, port, at, long)";
+    let (ours, theirs) = (context(&table, Some(SMALL), 12 << 20), context(&table, None, 1 << 30));
+    assert_eq!(lines(&ours, sql).await, lines(&theirs, sql).await);
+    assert!(is_packed(&ours, sql).await);
+    // and where there is no disk, it says so
+    let small = context(&table, Some(SMALL), 1 << 16);
+    assert!(
+        small
+            .sql(sql)
+            .await
+            .unwrap()
+            .collect()
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("Resources exhausted")
+    );
+}
+
+#[tokio::test]
+async fn a_join_that_relies_on_the_partitions_of_a_grouping_keeps_it() {
+    let table = table(3, 1_000, 50);
+    let sql = "SELECT a.src, n, m FROM (SELECT src, count(*) AS n FROM t GROUP BY src) a \
+               JOIN (SELECT dst, sum(bytes) AS m FROM t GROUP BY dst) b ON a.src = b.dst";
+    let (ours, theirs) = (context(&table, Some(SMALL), 1 << 30), context(&table, None, 1 << 30));
+    assert_eq!(lines(&ours, sql).await, lines(&theirs, sql).await);
+    for sql in [
+        "SELECT p95, count(*) FROM (SELECT proto, approx_percentile_cont(bytes, 0.95) AS p95 FROM t GROUP BY proto) GROUP BY p95",
+        "SELECT src, avg(bytes) FROM t GROUP BY src",
+    ] {
+        assert!(!is_packed(&ours, sql).await, "{sql}");
+        assert_eq!(lines(&ours, sql).await, lines(&theirs, sql).await, "{sql}");
+    }
+}

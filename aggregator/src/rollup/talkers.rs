@@ -416,13 +416,15 @@ impl Ranked {
     }
 }
 
-/// How many keys the window keeps that comes after `before` others: flows that last long are in many windows, and what
-/// they add to the rollup is bounded by keeping less of the older ones.
-fn keep(top_k: usize, before: usize) -> usize {
-    match before {
-        0..8 => top_k,
-        8..128 => (top_k / 20).max(10),
-        _ => (top_k / 100).max(10),
+/// How many keys the next window keeps of a dimension that has `rows` from newer ones: flows that last long are in many
+/// windows, and what they add to the rollup is bounded by keeping less of the older ones.
+fn keep(top_k: usize, rows: usize) -> usize {
+    if rows < top_k * 16 {
+        top_k
+    } else if rows < top_k * 24 {
+        (top_k / 20).max(10)
+    } else {
+        (top_k / 100).max(10)
     }
 }
 
@@ -430,7 +432,6 @@ fn keep(top_k: usize, before: usize) -> usize {
 pub(super) struct Talkers {
     ranked: Vec<Ranked>,
     top_k: usize,
-    windows: usize,
 }
 
 impl Talkers {
@@ -450,14 +451,13 @@ impl Talkers {
         };
         let dimensions = config.ranked().into_iter();
         let ranked = dimensions.map(|dimension| Ranked::new(dimension, &mut atoms, class_of_row));
-        Ok(Talkers { ranked: ranked.collect::<Result<_, _>>()?, top_k: config.top_k, windows: 0 })
+        Ok(Talkers { ranked: ranked.collect::<Result<_, _>>()?, top_k: config.top_k })
     }
 
     /// Takes a window: the shares of rows with what they add, and the same by class. The newest comes first.
     pub(super) fn window(&mut self, window: i64, shares: &[Share], added: &[Sums], classes: &Cells) {
-        let keep = keep(self.top_k, self.windows);
-        self.windows += 1;
         for ranked in &mut self.ranked {
+            let keep = keep(self.top_k, ranked.rows.len());
             if ranked.of_class {
                 ranked.window(window, keep, classes.numbers.iter().copied().zip(&classes.sums));
             } else {

@@ -272,7 +272,9 @@ async fn a_synthetic_day_has_its_true_answers() {
         sorted.sort_by(|left, right| right.total_cmp(left));
         let truth = [sorted.iter().sum::<f64>() / 360.0, sorted[0], sorted[18]];
         let name = format!("{} {} {} {}", key.0, hex(key.1), key.2, key.3);
-        for (found, truth) in found[&name].iter().zip(truth) {
+        // where nothing crossed there is no row
+        let nothing = vec![0.0; 3];
+        for (found, truth) in found.get(&name).unwrap_or(&nothing).iter().zip(truth) {
             assert!((found - truth).abs() <= truth * 1e-9 + 1e-6, "{name}: {found} is not {truth}");
         }
         compared += 1;

@@ -207,7 +207,9 @@ async fn compaction_keeps_rows_and_positions_and_vacuum_deletes_only_what_is_unn
     for (table, before) in store.tables.iter().zip(&before) {
         let after = table.snapshot();
         assert_eq!(after.positions, before.positions);
-        let is_used = matches!(table.spec.takes(), Table::Flows | Table::NatEvents);
+        // nothing tells how it was re-marked
+        let is_used =
+            matches!(table.spec.takes(), Table::Flows | Table::NatEvents) && !before.files.is_empty();
         assert!(!is_used || (before.files.len() > 5 && after.files.len() == 1), "{}", table.spec.name);
         if let Content::Raw(_) = table.spec.content {
             let rows = |snapshot: &Snapshot| snapshot.files.iter().map(|file| file.rows).sum::<u64>();

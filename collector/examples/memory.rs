@@ -106,8 +106,8 @@ fn main() {
     };
 
     let before = resident();
-    let idle: Vec<_> =
-        (0..200).map(|shard| (decoder(), Batcher::new(&BatchConfig::default(), shard))).collect();
+    let batch = BatchConfig::default().for_messages_of(900_000);
+    let idle: Vec<_> = (0..200).map(|shard| (decoder(), Batcher::new(&batch, shard))).collect();
     per("a shard's decoder and empty batches", 200, before);
     drop(idle);
 

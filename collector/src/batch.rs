@@ -21,7 +21,8 @@ use crate::receive::journal::{InLog, Position};
 pub struct BatchConfig {
     /// Rows at which a batch is closed.
     pub max_rows: usize,
-    /// Bytes, encoded and compressed, that a message of the log may have. A Kafka broker takes 1 MiB by default.
+    /// Bytes, encoded and compressed, that a message of the log may have; 0: what suits the log, which is 900,000 for Kafka
+    /// (a broker takes 1 MiB by default) and 2,000,000 for the embedded log.
     pub max_bytes: usize,
     /// How long a row waits at most for its batch to be closed; what SQL shows is at least that old.
     pub max_age_ms: u64,
@@ -57,7 +58,7 @@ impl Default for BatchConfig {
     fn default() -> Self {
         BatchConfig {
             max_rows: 65_536,
-            max_bytes: 900_000,
+            max_bytes: 0,
             max_age_ms: 500,
             compression: BatchCompression::default(),
         }
@@ -65,14 +66,21 @@ impl Default for BatchConfig {
 }
 
 impl BatchConfig {
+    /// With the size of messages that suits the log, where none in particular is asked for.
+    pub fn for_messages_of(&self, usual_bytes: usize) -> BatchConfig {
+        let max_bytes = if self.max_bytes == 0 { usual_bytes } else { self.max_bytes };
+        BatchConfig { max_bytes, ..self.clone() }
+    }
+
     /// What is wrong, in words, with the key it is about.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.max_rows == 0 || self.max_rows > 1 << 20 {
             problems.push("max_rows: must be 1 to 1048576".into());
         }
-        if self.max_bytes < 16_384 {
-            problems.push("max_bytes: must be at least 16384, the datagrams are larger than that".into());
+        if (1..16_384).contains(&self.max_bytes) {
+            problems
+                .push("max_bytes: must be 0 or at least 16384, the datagrams are larger than that".into());
         }
         if self.max_age_ms == 0 || self.max_age_ms > 60_000 {
             problems.push("max_age_ms: must be 1 to 60000".into());
@@ -262,6 +270,7 @@ struct Progress {
 }
 
 impl Batcher {
+    /// `config` says how large messages are ([`BatchConfig::for_messages_of`]).
     pub fn new(config: &BatchConfig, shard: u64) -> Batcher {
         Batcher {
             batches: Batches::new(),
@@ -452,6 +461,16 @@ mod tests {
         batcher.close_all(|batch| closed.push((batch.cause, batch.rows(), batch.shard)));
         assert_eq!(closed, [(CloseCause::Stop, 1, 3)]);
         assert_eq!((batcher.open_rows(), batcher.next_due()), (0, None));
+    }
+
+    #[test]
+    fn messages_are_as_large_as_suits_the_log_unless_told_otherwise() {
+        let config = BatchConfig::default();
+        assert_eq!((config.max_bytes, config.problems()), (0, vec![]));
+        assert_eq!(config.for_messages_of(2_000_000).max_bytes, 2_000_000);
+        let told = BatchConfig { max_bytes: 100_000, ..config };
+        assert_eq!(told.for_messages_of(2_000_000), told);
+        assert_eq!(BatchConfig { max_bytes: 16_383, ..told }.problems().len(), 1);
     }
 
     #[test]

@@ -226,6 +226,7 @@ impl Collector {
         let identity = Identity { collector: config.name.clone().unwrap_or_else(machine_name), boot };
         let queue = Arc::new(Queue::new(config.writer.queue_bytes));
         let ratios = Arc::new(SizeRatios::new(config.batch.compression.resolve(sink.compression())));
+        let batch = config.batch.for_messages_of(sink.message_bytes());
         let exporters = Arc::new(ExporterTable::new(config.metrics.max_exporter_labels));
         let stop = Arc::new(StopSignal::default());
         let failed = |error| CollectorError::Config(vec![format!("decode.elements: {error}")]);
@@ -244,7 +245,7 @@ impl Collector {
                 index,
                 sockets,
                 decoder: Decoder::new(Arc::clone(&decode), Arc::clone(&shared)),
-                batcher: Batcher::new(&config.batch, index),
+                batcher: Batcher::new(&batch, index),
                 ratios: Arc::clone(&ratios),
                 queue: Arc::clone(&queue),
                 quarantine: Arc::clone(&quarantine),
@@ -265,8 +266,7 @@ impl Collector {
             identity: identity.clone(),
             buffer_asked: config.receive.buffer_bytes,
         });
-        let mut writer =
-            Writer::new(sink, Arc::clone(&queue), ratios, identity, &config.batch, &config.writer);
+        let mut writer = Writer::new(sink, Arc::clone(&queue), ratios, identity, &batch, &config.writer);
         writer.tell(lows);
         let admin = Admin::new(metrics);
         Ok(Collector { shards, writer, queue, stop, shared, decode, admin, data_dir })

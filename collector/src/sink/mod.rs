@@ -73,6 +73,11 @@ pub trait Sink: Send {
         Compression::Lz4
     }
 
+    /// How large messages are, where the configuration does not say: below what a broker takes by default.
+    fn message_bytes(&self) -> usize {
+        900_000
+    }
+
     /// Messages appended and not yet acknowledged.
     fn in_flight(&self) -> u64;
 

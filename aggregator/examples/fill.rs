@@ -16,6 +16,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use weir_aggregator::ingest::Ingest;
+use weir_aggregator::rollup::AggregateConfig;
 use weir_aggregator::source::{LogMessage, Payload, Positions, Source, SourceError};
 use weir_aggregator::store::{Maintenance, Store, StoreConfig};
 use weir_collector::decode::{Batches, DatagramMeta, DecodeConfig, Decoder, SharedState};
@@ -112,7 +113,8 @@ async fn main() {
     let directory = PathBuf::from(arguments.first().expect("DIRECTORY FLOWS [HOURS] [HOSTS]"));
     let (flows, hours, hosts) = (number(1, 1_000_000), number(2, 24), number(3, 10_000));
     let config = StoreConfig { maintenance_interval_s: 2, vacuum_grace_s: 1, ..StoreConfig::default() };
-    let store = Store::open(config, &directory, "fill").await.expect("the store opens");
+    let store =
+        Store::open(config, AggregateConfig::default(), &directory, "fill").await.expect("the store opens");
     let started = Instant::now();
     let (sender, receiver) = sync_channel(WAITING);
     let receiver = Arc::new(Mutex::new(receiver));

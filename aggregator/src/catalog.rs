@@ -195,7 +195,7 @@ macro_rules! qos_view {
 const QOS_RATES: &str = "SELECT window_start, exporter_addr, direction, if_index, dscp, class, \
      sum(rate) / 360 AS avg_bits_per_s, max(rate) AS peak_bits_per_s, \
      coalesce(nth_value(rate, 19 ORDER BY rate DESC), 0.0) AS p95_bits_per_s \
-     FROM (SELECT date_bin(INTERVAL '1 hour', bin_start) AS window_start, exporter_addr, direction, if_index, dscp, \
+     FROM (SELECT date_trunc('hour', bin_start) AS window_start, exporter_addr, direction, if_index, dscp, \
        class, rate FROM (SELECT window_start AS bin_start, exporter_addr, direction, if_index, dscp, class, \
          sum(est_bytes) * 8 / 10 AS rate FROM qos_10s_parts \
          GROUP BY window_start, exporter_addr, direction, if_index, dscp, class)) \

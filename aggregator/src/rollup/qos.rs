@@ -159,12 +159,11 @@ impl Classes {
             if flows.has("forwarding_status") { flows.numbers("forwarding_status")? } else { Vec::new() };
         let mut interner = Interner::new();
         let mut of_row = Vec::with_capacity(flows.rows);
-        for row in 0..flows.rows {
+        for (row, (link, tos)) in links.of_row.iter().zip(&tos).enumerate() {
             let size = volumes.packet_size(row).map_or(0, |size| bin(&SIZES, size)) as u64;
             // RFC 7270 §4.12: the upper two bits 10 say dropped
             let dropped = status.get(row).is_some_and(|status| *status != NONE && status >> 6 == 2);
-            let key =
-                u64::from(links.of_row[row]) | small(tos[row]) << 32 | size << 41 | u64::from(dropped) << 44;
+            let key = u64::from(*link) | small(*tos) << 32 | size << 41 | u64::from(dropped) << 44;
             of_row.push(interner.number(key));
         }
         let keys = interner.keys().to_vec();

@@ -85,7 +85,7 @@ fn start(binary: &PathBuf, role: &Role, ready: mpsc::Sender<(&'static str, Strin
         .stdout(Stdio::piped())
         .kill_on_drop(true);
     // glibc makes up to eight heaps a core, and what is free in one of them is of no use to the threads of another:
-    // one a core takes a fifth less memory in the aggregator, and no more time
+    // one a core took up to a fifth less memory in the aggregator (one run: docs/performance.md)
     if std::env::var_os(HEAPS).is_none() {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
         command.env(HEAPS, cores.to_string());

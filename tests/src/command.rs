@@ -23,19 +23,36 @@ const PACKAGES: &[(&str, &str)] = &[
     ("systemd-analyze", "systemd"),
 ];
 
-/// The Python that has `tests/readers/requirements.txt`; panics with the remedy where it is not there.
-#[track_caller]
-pub fn readers_python() -> PathBuf {
+/// Where `tests/run` puts the tools that Debian does not have.
+fn tools() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache =
         cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"))).unwrap_or_default();
-    let tools = cache.join("weir-tools/venv");
+    cache.join("weir-tools")
+}
+
+/// The Python that has `tests/readers/requirements.txt`; panics with the remedy where it is not there.
+#[track_caller]
+pub fn readers_python() -> PathBuf {
+    let tools = tools().join("venv");
     assert!(
         tools.join("readers.txt").is_file(),
         "{} has not what tests/readers/requirements.txt names: run tests/run, or pip install -r there",
         tools.display()
     );
     tools.join("bin/python")
+}
+
+/// The Python of `benches/queries`, with DuckDB and delta-rs; panics with the remedy where it is not there.
+#[track_caller]
+pub fn queries_python() -> PathBuf {
+    let python = tools().join("query/bin/python");
+    assert!(
+        python.is_file(),
+        "no {}: `benches/queries --install` makes it, as tests/run does",
+        python.display()
+    );
+    python
 }
 
 /// How a program ended.

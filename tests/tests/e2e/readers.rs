@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use weir_tests::command::run;
+use weir_tests::command::{queries_python, run};
 use weir_tests::generate::Load;
 use weir_tests::ledger::assert_lossless;
 use weir_tests::weir::Setup;
@@ -25,15 +25,6 @@ for table, columns in [("flows", "sum(bytes), sum(packets), count(DISTINCT src_a
 
 #[test]
 fn duckdb_and_delta_rs_read_what_sql_says() {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(std::path::PathBuf::from);
-    let cache =
-        cache.unwrap_or_else(|| std::path::PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"));
-    let python = cache.join("weir-tools/query/bin/python");
-    assert!(
-        python.is_file(),
-        "no {}: `benches/queries --install` makes it, as tests/run does",
-        python.display()
-    );
     let setup = Setup::new();
     let weir = setup.start();
     let sent = Load::new(20_000).run(&weir);
@@ -46,7 +37,7 @@ fn duckdb_and_delta_rs_read_what_sql_says() {
     assert_lossless(&weir);
     // what is hot is committed at the end
     weir.stop();
-    let mut command = Command::new(python);
+    let mut command = Command::new(queries_python());
     command.args(["-c", PROGRAM]).arg(setup.data_dir());
     let text = run(&mut command, Duration::from_secs(120)).ok();
     let numbers = |table: &str| -> Vec<u64> {

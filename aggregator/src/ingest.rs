@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use weir_schemas::Table;
-use weir_schemas::envelope::EnvelopeError;
+use weir_schemas::envelope::{EnvelopeError, Origin};
 
 use crate::hot;
-use crate::source::{LogMessage, Payload, Positions, Source, SourceError};
-use crate::store::{CommitError, HotBatch, Store, StoreError};
+use crate::source::{LogMessage, Origins, Payload, Positions, Source, SourceError};
+use crate::store::{CommitError, HotBatch, Start, Store, StoreError};
 
 /// Opens the log at the given positions.
 pub type OpenSource = Box<dyn Fn(&Positions) -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
@@ -66,7 +66,7 @@ impl Ingest {
     /// Runs until `shutdown`; then takes what the log still has, commits it, and returns.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), IngestError> {
         loop {
-            let start = match self.store.reload().await {
+            let Start { positions: start, origins } = match self.store.reload().await {
                 Ok(start) => start,
                 Err(StoreError::Objects(error)) => {
                     if self.wait(&shutdown, &format!("the store cannot be read: {error}")).await {
@@ -91,6 +91,7 @@ impl Ingest {
                 store: &self.store,
                 source,
                 seen: start,
+                origins,
                 oldest: None,
                 commit: JoinSet::new(),
                 committing: None,
@@ -121,6 +122,8 @@ struct Reader<'a> {
     source: Box<dyn Source>,
     /// One past the last offset taken.
     seen: Positions,
+    /// Of the messages before `seen`.
+    origins: Origins,
     /// When the oldest row that no commit has in hand was taken.
     oldest: Option<Instant>,
     /// At most one commit runs at a time; dropping the reader stops it at its next await.
@@ -226,11 +229,11 @@ impl Reader<'_> {
     }
 
     fn start_commit(&mut self) {
-        let (store, upto) = (Arc::clone(self.store), self.seen.clone());
+        let (store, upto, origins) = (Arc::clone(self.store), self.seen.clone(), self.origins.clone());
         self.committing = Some(upto.clone());
         self.oldest = None;
         self.retry_at = None;
-        self.commit.spawn(async move { store.commit(&upto).await });
+        self.commit.spawn(async move { store.commit(&upto, &origins).await });
     }
 
     async fn finish_commit(&mut self) -> Result<bool, IngestError> {
@@ -291,7 +294,9 @@ impl Reader<'_> {
                     let known = newest.entry(message.partition).or_insert(envelope.max_time_us);
                     *known = (*known).max(envelope.max_time_us);
                 }
-                self.account(&message, opened, &mut batches)?;
+                if !self.is_again(&message) {
+                    self.account(&message, opened, &mut batches)?;
+                }
                 self.seen.insert(message.partition, message.offset + 1);
             }
             for (table, batches) in batches {
@@ -304,6 +309,22 @@ impl Reader<'_> {
         let behind = end.iter().any(|(partition, end)| self.seen.get(partition).copied().unwrap_or(0) < *end);
         self.store.note_end(end, caught_up || !behind);
         Ok(())
+    }
+
+    /// True for a message that stands in the log for the second time: a collector that crashed, or whose broker did not
+    /// answer, has sent it again.
+    fn is_again(&mut self, message: &LogMessage) -> bool {
+        let Payload::Batch { envelope, .. } = &message.payload else { return false };
+        let Some(Origin { spool, partition, offset }) = envelope.origin else { return false };
+        let next = self.origins.entry((message.partition, spool, partition)).or_insert(0);
+        if offset < *next {
+            let metrics = self.store.metrics();
+            metrics.repeated_messages.inc();
+            metrics.repeated_rows.inc_by(envelope.rows.into());
+            return true;
+        }
+        *next = offset + 1;
+        false
     }
 
     fn account(
@@ -343,7 +364,7 @@ impl Reader<'_> {
             }
             Opened::Gap(from) => {
                 metrics.gaps.inc();
-                metrics.gap_offsets.inc_by(offset.saturating_sub(from));
+                metrics.gap_offsets.inc_by((offset + 1).saturating_sub(from));
                 tracing::error!(partition, from, to = offset, "the log lost messages before they were read");
             }
         }

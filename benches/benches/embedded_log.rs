@@ -30,6 +30,7 @@ fn message(number: u64, body: &Bytes) -> Message {
         min_time_us: 1_700_000_000_000_000,
         max_time_us: 1_700_000_001_000_000,
         covered: None,
+        origin: None,
     };
     Message { envelope, body: body.clone().into(), key: 0, low: None }
 }

@@ -96,8 +96,13 @@ async fn main() {
     } else {
         (0..config.receive.shard_count()).map(memory).collect()
     };
-    let deps =
-        CollectorDeps { data_dir: directory.path().to_owned(), sockets, sink: Box::new(sink), journals };
+    let deps = CollectorDeps {
+        data_dir: directory.path().to_owned(),
+        sockets,
+        sink: Box::new(sink),
+        journals,
+        forwarding: None,
+    };
     let collector = Collector::new(&config, deps).unwrap();
     let metrics = collector.metrics().clone();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

@@ -24,6 +24,7 @@ use crate::receive::journal::Journal;
 use crate::receive::quarantine::Quarantine;
 use crate::receive::socket::{self, Memory, Ring, Socket, SocketError, Steer};
 use crate::receive::{KeptJournal, Shard, ShardParts, StopSignal};
+use crate::sink::spool::Forwarding;
 use crate::sink::{JournalMark, Sink};
 use crate::state::StateFile;
 use crate::writer::{Identity, Queue, Writer, WriterConfig};
@@ -54,7 +55,7 @@ pub struct ReceiveConfig {
     /// `exporter`: an exporter always meets one shard. `flow`: source ports are spread over all of them.
     pub steer: Steer,
     /// Memory of each shard for the datagrams whose rows are not in the log yet: `weir run` holds it, so that a crash of
-    /// the collector loses none of them. 0: none. For the embedded log.
+    /// the collector loses none of them. 0: none.
     pub journal_bytes: usize,
 }
 
@@ -158,6 +159,8 @@ pub struct CollectorDeps {
     /// Of each shard, where whoever started this process holds it: the memory of its journal, from
     /// [`ReceiveConfig::journal_memory`].
     pub journals: Vec<OwnedFd>,
+    /// What tells of the way from the spool to Kafka, where the sink is one.
+    pub forwarding: Option<Arc<Forwarding>>,
 }
 
 impl std::fmt::Debug for CollectorDeps {
@@ -217,7 +220,7 @@ impl Collector {
         if !problems.is_empty() {
             return Err(CollectorError::Config(problems));
         }
-        let CollectorDeps { data_dir, sockets, mut sink, journals } = deps;
+        let CollectorDeps { data_dir, sockets, mut sink, journals, forwarding } = deps;
         let journals = open_journals(journals, sink.as_mut())?;
         let lows = journals.iter().map(|(_, kept)| Arc::clone(&kept.low)).collect();
         let mut journals = journals.into_iter();
@@ -265,6 +268,7 @@ impl Collector {
             queue: Arc::clone(&queue),
             identity: identity.clone(),
             buffer_asked: config.receive.buffer_bytes,
+            forwarding,
         });
         let mut writer = Writer::new(sink, Arc::clone(&queue), ratios, identity, &batch, &config.writer);
         writer.tell(lows);

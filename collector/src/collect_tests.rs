@@ -40,8 +40,13 @@ fn run_on(config: &CollectorConfig, data_dir: &Path, sockets: Vec<Socket>) -> Ru
     ports.dedup();
     let sink = MemorySink::default();
     let memory = Arc::clone(&sink.0);
-    let deps =
-        CollectorDeps { data_dir: data_dir.to_owned(), sockets, sink: Box::new(sink), journals: Vec::new() };
+    let deps = CollectorDeps {
+        data_dir: data_dir.to_owned(),
+        sockets,
+        sink: Box::new(sink),
+        journals: Vec::new(),
+        forwarding: None,
+    };
     let collector = Collector::new(config, deps).unwrap();
     let admin = collector.admin().clone();
     let (stop, stopped) = oneshot::channel();

@@ -43,7 +43,7 @@ fn child_that_collects() {
     let sockets = numbers().into_iter().map(|fd| Socket::from_inherited(fd).unwrap()).collect();
     let journals = numbers().into_iter().map(|fd| take_inherited(fd).unwrap()).collect();
     let sink = Box::new(EmbeddedSink::open(&data_dir.join("log"), EmbeddedConfig::default()).unwrap());
-    let deps = CollectorDeps { data_dir, sockets, sink, journals };
+    let deps = CollectorDeps { data_dir, sockets, sink, journals, forwarding: None };
     let collector = Collector::new(&config(), deps).unwrap();
     let metrics = collector.metrics().clone();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

@@ -177,6 +177,7 @@ pub fn envelope(data: &[u8]) {
         min_time_us: 0,
         max_time_us: 0,
         covered: None,
+        origin: None,
     };
     if let Ok(batch) = decode_body(&envelope, body) {
         assert_eq!(batch.num_rows(), usize::from(*rows));

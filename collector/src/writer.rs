@@ -18,7 +18,7 @@ use weir_schemas::Envelope;
 use weir_schemas::envelope::{Compression, encode_pieces};
 
 use crate::batch::{BatchConfig, CloseCause, Closed, SizeRatios};
-use crate::sink::{Acknowledged, Body, Lease, Message, Sink, SinkError};
+use crate::sink::{Acknowledged, Body, Lease, LogStats, Message, Sink, SinkError};
 
 /// What is kept while the log cannot take it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +120,8 @@ pub struct WriterCounters {
     pub split_batches: u64,
     /// Times that the log did not take a message.
     pub busy: u64,
+    /// What a log on the local disk has done.
+    pub log: Option<LogStats>,
 }
 
 impl WriterCounters {
@@ -500,6 +502,7 @@ impl Writer {
         let mut state = self.queue.state.lock();
         state.counters.acknowledge(acknowledged);
         state.counters.refuse(refused);
+        state.counters.log = self.sink.stats();
         drop(state);
         if refused.messages > 0 {
             tracing::error!(messages = refused.messages, rows = refused.rows, "the log refused messages");

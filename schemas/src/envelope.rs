@@ -33,6 +33,37 @@ pub struct Envelope {
     pub max_time_us: i64,
     /// Where the collector keeps a journal of what it has received: how far the log is with this batch.
     pub covered: Option<Covered>,
+    /// On Kafka: where in a collector's spool the message stood. A message that was sent again after a crash has the
+    /// same origin.
+    pub origin: Option<Origin>,
+}
+
+/// A place in the spool of a collector. The messages of one spool partition are in one Kafka partition, in this order;
+/// those that stand there again have an offset at or below the greatest one before them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// Number of the spool; each that is begun has its own.
+    pub spool: u64,
+    pub partition: u32,
+    pub offset: u64,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Origin { spool, partition, offset } = self;
+        write!(f, "{spool:016x}/{partition}/{offset}")
+    }
+}
+
+impl std::str::FromStr for Origin {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Origin, Self::Err> {
+        let mut parts = text.split('/');
+        let spool = u64::from_str_radix(parts.next().unwrap_or_default(), 16)?;
+        let partition = parts.next().unwrap_or_default().parse()?;
+        Ok(Origin { spool, partition, offset: parts.next().unwrap_or_default().parse()? })
+    }
 }
 
 /// How far the rows of one table are in the log, counted in the datagrams of a shard's journal: all rows of the
@@ -111,6 +142,7 @@ impl Envelope {
             min_time_us: times.and_then(min).unwrap_or(0),
             max_time_us: times.and_then(max).unwrap_or(0),
             covered: None,
+            origin: None,
         }
     }
 
@@ -127,6 +159,7 @@ impl Envelope {
             ("weir-max-time-us", self.max_time_us.to_string()),
         ];
         headers.extend(self.covered.map(|covered| ("weir-covered", covered.to_string())));
+        headers.extend(self.origin.map(|origin| ("weir-origin", origin.to_string())));
         headers
     }
 
@@ -168,6 +201,10 @@ impl Envelope {
             covered: match get("weir-covered") {
                 None => None,
                 position => Some(number("weir-covered", position, "position in a journal")?),
+            },
+            origin: match get("weir-origin") {
+                None => None,
+                place => Some(number("weir-origin", place, "place in a spool")?),
             },
         })
     }
@@ -300,8 +337,9 @@ mod tests {
             assert_eq!(decode_body(&envelope, &body).unwrap(), batch);
         }
         let covered = Covered { journal: 0xfedc, shard: 3, datagram: 1 << 40, rows: 17 };
-        for covered in [None, Some(covered)] {
-            let envelope = Envelope { covered, ..envelope.clone() };
+        let origin = Origin { spool: 0xfedc, partition: 3, offset: 1 << 40 };
+        for (covered, origin) in [(None, None), (Some(covered), None), (Some(covered), Some(origin))] {
+            let envelope = Envelope { covered, origin, ..envelope.clone() };
             let headers = envelope.headers();
             let get = |name: &str| {
                 headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
@@ -310,6 +348,7 @@ mod tests {
         }
         for wrong in ["", "1/2/3", "x/0/0/0", "1/2/3/-4"] {
             assert!(wrong.parse::<Covered>().is_err(), "{wrong}");
+            assert!(wrong.parse::<Origin>().is_err() || wrong == "1/2/3", "{wrong}");
         }
     }
 

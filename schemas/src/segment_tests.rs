@@ -14,6 +14,7 @@ fn envelope(batch_seq: u64) -> Envelope {
         min_time_us: -5,
         max_time_us: 1_700_000_000_000_000,
         covered: None,
+        origin: None,
     }
 }
 

@@ -18,6 +18,7 @@ pub mod command;
 pub mod csv;
 pub mod generate;
 pub mod http;
+pub mod kafka;
 pub mod ledger;
 pub mod metrics;
 pub mod netflow5;

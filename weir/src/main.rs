@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod demo;
 mod failure;
+mod forward;
 mod roles;
 mod signals;
 mod supervisor;

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -19,11 +20,12 @@ use weir_collector::collect::{Collector, CollectorDeps, CollectorError};
 use weir_collector::receive::socket::{Socket, SocketError, take_inherited};
 use weir_collector::sink::Sink;
 use weir_collector::sink::embedded::{EmbeddedError, EmbeddedSink};
-use weir_collector::sink::kafka::KafkaSink;
+use weir_collector::sink::spool::{Forwarding, SpoolSink};
 
 use crate::cli::RoleArgs;
-use crate::config::{Config, LogKind};
+use crate::config::{Config, LogConfig, LogKind};
 use crate::failure::Failure;
+use crate::forward::Forwarder;
 use crate::supervisor::{self, Inherited, Role};
 
 /// How long a port or a lock may be held by a weir that is about to end (its supervisor was just killed).
@@ -194,10 +196,10 @@ fn changed_roles(running: &Config, next: &Config) -> Result<Vec<&'static str>, S
     Ok(changed)
 }
 
-/// Memory for the journal of each shard, where the log can go on after a crash.
+/// Memory for the journal of each shard: the log can go on after a crash.
 fn journals(config: &Config) -> Vec<OwnedFd> {
     let receive = &config.receive;
-    if receive.journal_bytes == 0 || config.log.kind != LogKind::Embedded {
+    if receive.journal_bytes == 0 {
         return Vec::new();
     }
     let made: Result<Vec<_>, _> = (0..receive.shard_count()).map(|_| receive.journal_memory()).collect();
@@ -264,10 +266,10 @@ pub(crate) async fn collect(config: Config, http: Option<SocketAddr>) -> Result<
             .collect::<Result<_, _>>()
             .map_err(|error| Failure::failed(error.to_string()))?,
     };
-    let sink = open_sink(&config).await?;
+    let Log { sink, forwarder, forwarding } = open_log(&config).await?;
     let mut addresses = Addresses { udp: Addresses::of_sockets(&sockets), ..Addresses::default() };
     let journals = take(&inherited, "journal")?;
-    let deps = CollectorDeps { data_dir: config.data_dir.clone(), sockets, sink, journals };
+    let deps = CollectorDeps { data_dir: config.data_dir.clone(), sockets, sink, journals, forwarding };
     let collector = Collector::new(&config.collector(), deps).map_err(collector_failure)?;
     if let Some(address) = http {
         let listener = bind_tcp("listen.http", address).await?;
@@ -277,9 +279,22 @@ pub(crate) async fn collect(config: Config, http: Option<SocketAddr>) -> Result<
         tokio::spawn(async move { admin.serve_tcp(listener).await });
     }
     print_ready(&addresses);
-    let summary = collector.run(crate::signals::shutdown()).await.map_err(collector_failure)?;
+    let Some(mut forwarder) = forwarder else {
+        let summary = collector.run(crate::signals::shutdown()).await.map_err(collector_failure)?;
+        tracing::info!(kernel_drops = summary.kernel_drops, ledger = ?summary.ledger, "collector stopped");
+        return Ok(());
+    };
+    let mut failed = None;
+    let stopped = async {
+        tokio::select! {
+            () = crate::signals::shutdown() => {}
+            Ok(error) = &mut forwarder.failed => failed = Some(error),
+        }
+    };
+    let summary = collector.run(stopped).await.map_err(collector_failure)?;
     tracing::info!(kernel_drops = summary.kernel_drops, ledger = ?summary.ledger, "collector stopped");
-    Ok(())
+    forwarder.stop().await;
+    failed.map_or(Ok(()), |error| Err(Failure::failed(error)))
 }
 
 fn collector_failure(error: CollectorError) -> Failure {
@@ -296,17 +311,34 @@ fn to_tokio(listener: TcpListener) -> Result<tokio::net::TcpListener, Failure> {
         .map_err(|error| Failure::failed(format!("cannot use the listener: {error}")))
 }
 
-async fn open_sink(config: &Config) -> Result<Box<dyn Sink>, Failure> {
+/// Where the batches go.
+struct Log {
+    sink: Box<dyn Sink>,
+    /// Takes them on to Kafka.
+    forwarder: Option<Forwarder>,
+    forwarding: Option<Arc<Forwarding>>,
+}
+
+async fn open_log(config: &Config) -> Result<Log, Failure> {
+    let locked = |error: &EmbeddedError| matches!(error, EmbeddedError::Locked(_));
+    let failed = |error: EmbeddedError| Failure::failed(error.to_string());
     match config.log.kind {
         LogKind::Embedded => {
             let directory = config.log.embedded.directory(&config.data_dir);
             let open = || EmbeddedSink::open(&directory, config.log.embedded.clone());
-            let sink = retry(open, |error| matches!(error, EmbeddedError::Locked(_))).await;
-            Ok(Box::new(sink.map_err(|error| Failure::failed(error.to_string()))?))
+            let sink = retry(open, locked).await.map_err(failed)?;
+            Ok(Log { sink: Box::new(sink), forwarder: None, forwarding: None })
         }
         LogKind::Kafka => {
-            let sink = KafkaSink::open(config.log.kafka.clone());
-            Ok(Box::new(sink.map_err(|error| Failure::failed(error.to_string()))?))
+            let LogConfig { spool, kafka, .. } = &config.log;
+            let directory = spool.directory(&config.data_dir);
+            let (shards, bytes) = (config.receive.shard_count(), kafka.max_message_bytes);
+            let open = || SpoolSink::open(&directory, spool, shards, bytes);
+            let sink = retry(open, locked).await.map_err(failed)?;
+            let forwarding = Arc::new(Forwarding::default());
+            let limit = Duration::from_millis(config.writer.flush_timeout_ms);
+            let forwarder = Forwarder::start(&directory, kafka.clone(), Arc::clone(&forwarding), limit)?;
+            Ok(Log { sink: Box::new(sink), forwarder: Some(forwarder), forwarding: Some(forwarding) })
         }
     }
 }

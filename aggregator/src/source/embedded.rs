@@ -76,6 +76,17 @@ impl Source for EmbeddedSource {
     }
 }
 
+/// How far the log in `directory` has been committed by whoever reads it.
+pub fn committed(directory: &Path) -> io::Result<Positions> {
+    let mut positions = Positions::new();
+    for number in list_partitions(directory)? {
+        if let Some(mark) = read_mark(&directory.join(number.to_string()).join(COMMITTED_FILE))? {
+            positions.insert(number, mark.end);
+        }
+    }
+    Ok(positions)
+}
+
 /// The `committed` marks: what the writer may delete.
 #[derive(Debug, Default)]
 struct CommittedMarks {

@@ -44,6 +44,10 @@ pub enum SourceError {
 /// One past the last offset that the store contains, by partition. A partition that is absent starts at its beginning.
 pub type Positions = BTreeMap<u32, u64>;
 
+/// One past the greatest offset of a spool's partition that has been seen in a partition of the log: (partition of the
+/// log, spool, partition of the spool). What comes at or below is there for the second time.
+pub type Origins = BTreeMap<(u32, u64, u32), u64>;
+
 /// Where messages come from.
 #[async_trait::async_trait]
 pub trait Source: Send {

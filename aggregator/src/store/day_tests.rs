@@ -19,7 +19,7 @@ use weir_schemas::Table;
 use super::maintenance::Maintenance;
 use super::table::HotBatch;
 use super::testing::{DAY, Random, address, message, open, rows, session};
-use crate::source::{Payload, Positions};
+use crate::source::{Origins, Payload, Positions};
 
 const SECOND: i64 = 1_000_000;
 const HOUR: i64 = 3_600 * SECOND;
@@ -193,7 +193,7 @@ async fn a_synthetic_day_has_its_true_answers() {
         upto.insert(0, offset + 1);
         // the last ones stay hot
         if offset % 4 == 3 && offset + 6 < batches.len() as u64 {
-            store.commit(&upto).await.unwrap();
+            store.commit(&upto, &Origins::new()).await.unwrap();
         }
         if offset == 30 {
             for table in &store.tables {

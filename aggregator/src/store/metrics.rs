@@ -33,6 +33,8 @@ pub struct StoreMetrics {
     pub quarantined_bytes: Counter,
     pub gaps: Counter,
     pub gap_offsets: Counter,
+    pub repeated_messages: Counter,
+    pub repeated_rows: Counter,
     pub compactions: Family<TableLabel, Counter>,
     pub compacted_files: Family<TableLabel, Counter>,
     pub expired_files: Family<TableLabel, Counter>,
@@ -65,6 +67,8 @@ impl Default for StoreMetrics {
             quarantined_bytes: Counter::default(),
             gaps: Counter::default(),
             gap_offsets: Counter::default(),
+            repeated_messages: Counter::default(),
+            repeated_rows: Counter::default(),
             compactions: Family::default(),
             compacted_files: Family::default(),
             expired_files: Family::default(),
@@ -124,6 +128,12 @@ impl StoreMetrics {
             self.gaps.clone(),
         );
         store.register("gap_offsets", "Offsets lost in these gaps", self.gap_offsets.clone());
+        store.register(
+            "repeated_messages",
+            "Messages that stood in the log again, sent twice by a collector; counted once",
+            self.repeated_messages.clone(),
+        );
+        store.register("repeated_rows", "Their rows", self.repeated_rows.clone());
         store.register("compactions", "Compactions, by table", self.compactions.clone());
         store.register(
             "compacted_files",

@@ -50,12 +50,12 @@ pub(crate) use delta::{CommitError, DataFile};
 pub(crate) use table::{Content, HotBatch, Snapshot, StoreTable};
 
 use delta::DeltaLog;
-use table::{Spec, at_least, positions_of, transactions};
+use table::{Spec, at_least, origin_transactions, origins_of, positions_of, transactions};
 use writer::FileOptions;
 
 use crate::provider::StoreProvider;
 use crate::rollup::{AggregateConfig, Aggregates};
-use crate::source::Positions;
+use crate::source::{Origins, Positions};
 
 /// Under which URL the store's files are registered with DataFusion.
 pub const OBJECT_STORE_URL: &str = "weir-store://files/";
@@ -111,6 +111,14 @@ pub struct TableInfo {
     pub committed_rows: u64,
     pub hot_rows: u64,
     pub hot_bytes: u64,
+}
+
+/// From where the log must be read.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Start {
+    pub(crate) positions: Positions,
+    /// What was seen of spools before these positions.
+    pub(crate) origins: Origins,
 }
 
 /// What the ingester tells about itself.
@@ -239,37 +247,28 @@ impl Store {
     }
 
     /// Drops what is hot, reads all tables again, and says from where the log must be read.
-    pub(crate) async fn reload(&self) -> Result<Positions, StoreError> {
-        let floor: Positions = {
+    pub(crate) async fn reload(&self) -> Result<Start, StoreError> {
+        let (floor, origins): (Positions, Origins) = {
             let mut ledger = self.ledger.lock().await;
             ledger.log.load().await?;
             ledger.owned = positions_of(&ledger.log.state.txns, &self.apps);
             let offset =
                 |(partition, version): (&u32, &i64)| (*partition, u64::try_from(*version).unwrap_or(0));
-            ledger.owned.iter().map(offset).collect()
+            (ledger.owned.iter().map(offset).collect(), origins_of(&ledger.log.state.txns, &self.apps))
         };
         let reloaded = try_join_all(self.tables.iter().map(|table| table.reload(&floor))).await?;
-        let mut all = Vec::with_capacity(reloaded.len());
-        for (table, (positions, forgotten)) in self.tables.iter().zip(reloaded) {
+        for (table, forgotten) in self.tables.iter().zip(reloaded) {
             if table.is_raw() {
                 self.metrics.given_back.get_or_create(&table.label()).inc_by(forgotten);
             }
-            all.push(positions);
         }
-        // The log is read from the least position of any table, and that is at least the ledger's. A partition that
-        // only some tables know is read from its beginning: the others may have rows before.
-        let mut start = floor.clone();
-        for partition in all.iter().flat_map(Positions::keys) {
-            let position = |positions: &Positions| positions.get(partition).copied().unwrap_or(0);
-            let least = all.iter().map(position).min().unwrap_or(0);
-            if least > 0 {
-                start.insert(*partition, least);
-            }
-        }
+        // The log is read from where the ledger stands: what was seen of the spools is known for that place only. A table
+        // that is further, because a crash came between its commit and the ledger's, passes over what it has.
+        let start = floor;
         let mut progress = self.progress.write();
         progress.committed = start.clone();
         progress.seen = start.clone();
-        Ok(start)
+        Ok(Start { positions: start, origins })
     }
 
     /// Takes batches of one table of the log, in the order of their offsets.
@@ -288,8 +287,8 @@ impl Store {
         raw.map(|table| table.snapshot().hot_bytes()).sum()
     }
 
-    /// Commits everything before `upto` to every table, then to the ledger.
-    pub(crate) async fn commit(&self, upto: &Positions) -> Result<(), CommitError> {
+    /// Commits everything before `upto` to every table, then to the ledger, and there what was seen of spools before it.
+    pub(crate) async fn commit(&self, upto: &Positions, origins: &Origins) -> Result<(), CommitError> {
         let options =
             FileOptions { zstd_level: self.config.zstd_level, row_group_rows: self.config.row_group_rows };
         let started = Instant::now();
@@ -308,7 +307,7 @@ impl Store {
         if let Some(error) = failed {
             return Err(error);
         }
-        self.settle(upto).await?;
+        self.settle(upto, origins).await?;
         self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
         let mut progress = self.progress.write();
         progress.committed = at_least(std::mem::take(&mut progress.committed), upto);
@@ -316,13 +315,14 @@ impl Store {
     }
 
     /// The ledger's commit: every table contains everything before `upto`.
-    async fn settle(&self, upto: &Positions) -> Result<(), CommitError> {
+    async fn settle(&self, upto: &Positions, origins: &Origins) -> Result<(), CommitError> {
         let mut ledger = self.ledger.lock().await;
         let Ledger { log, owned } = &mut *ledger;
-        let (actions, fence) = transactions(&self.apps, owned, upto);
+        let (mut actions, fence) = transactions(&self.apps, owned, upto);
         if actions.is_empty() {
             return Ok(());
         }
+        actions.extend(origin_transactions(&self.apps, &log.state.txns, origins));
         log.commit(actions, "SETTLE", &fence, &uuid::Uuid::new_v4().to_string()).await?;
         *owned = positions_of(&log.state.txns, &self.apps);
         Ok(())

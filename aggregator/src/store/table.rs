@@ -19,7 +19,7 @@ use super::files::{Encoded, encode};
 use super::metrics::TableLabel;
 use super::writer::FileOptions;
 use crate::rollup::{Aggregates, Asker, Rollup};
-use crate::source::Positions;
+use crate::source::{Origins, Positions};
 
 /// Where a table's rows come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +165,33 @@ pub(crate) fn positions_of(txns: &BTreeMap<String, i64>, apps: &str) -> BTreeMap
     txns.iter().filter_map(own).collect()
 }
 
+/// What was seen of spools, among the application transactions of the ledger: `<partition>/<spool>/<its partition>`.
+pub(crate) fn origins_of(txns: &BTreeMap<String, i64>, apps: &str) -> Origins {
+    let own = |(app, version): (&String, &i64)| {
+        let mut parts = app.strip_prefix(apps)?.split('/');
+        let partition = parts.next()?.parse().ok()?;
+        let spool = u64::from_str_radix(parts.next()?, 16).ok()?;
+        let of_spool = parts.next()?.parse().ok()?;
+        Some(((partition, spool, of_spool), u64::try_from(*version).ok()?))
+    };
+    txns.iter().filter_map(own).collect()
+}
+
+/// The transactions of what has moved on since.
+pub(crate) fn origin_transactions(
+    apps: &str,
+    txns: &BTreeMap<String, i64>,
+    origins: &Origins,
+) -> Vec<Action> {
+    let moved = |((partition, spool, of_spool), next): (&(u32, u64, u32), &u64)| {
+        let app_id = format!("{apps}{partition}/{spool:016x}/{of_spool}");
+        let version = i64::try_from(*next).unwrap_or(i64::MAX);
+        let txn = Txn { app_id, version, last_updated: Some(now_ms()) };
+        (txns.get(&txn.app_id) != Some(&version)).then_some(Action { txn: Some(txn), ..Action::default() })
+    };
+    origins.iter().filter_map(moved).collect()
+}
+
 fn offsets(own: &BTreeMap<u32, i64>) -> Positions {
     own.iter().map(|(partition, version)| (*partition, u64::try_from(*version).unwrap_or(0))).collect()
 }
@@ -228,9 +255,9 @@ impl StoreTable {
         Arc::clone(&self.snapshot.read())
     }
 
-    /// Forgets what is hot and reads the table again; `floor` is what every table is known to contain. Says where the
-    /// table stands, and how many rows it forgot.
-    pub(crate) async fn reload(&self, floor: &Positions) -> Result<(Positions, u64), StoreError> {
+    /// Forgets what is hot and reads the table again; `floor` is what every table is known to contain. Says how many rows
+    /// it forgot.
+    pub(crate) async fn reload(&self, floor: &Positions) -> Result<u64, StoreError> {
         let mut writer = self.writer.lock().await;
         if !writer.log.load().await? {
             return Err(StoreError::Corrupt(format!("table `{}` is gone", self.spec.name)));
@@ -242,9 +269,9 @@ impl StoreTable {
         self.publish(&writer, |snapshot| {
             forgotten = snapshot.hot_rows() as u64;
             snapshot.hot.clear();
-            snapshot.positions = positions.clone();
+            snapshot.positions = positions;
         });
-        Ok((positions, forgotten))
+        Ok(forgotten)
     }
 
     /// Replaces the snapshot by the writer's files and what `change` makes of the rest, in one step.

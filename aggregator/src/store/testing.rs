@@ -18,7 +18,7 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
-use weir_schemas::envelope::{Compression, encode_body};
+use weir_schemas::envelope::{Compression, Origin, encode_body};
 use weir_schemas::{Envelope, Table};
 
 use super::{Store, StoreConfig};
@@ -150,6 +150,36 @@ impl TestLog {
         }
         log.messages = Arc::new(messages);
         log
+    }
+
+    /// The same by way of spools, two to a partition, whose collectors lost the answers of the brokers now and then and
+    /// sent the last messages again.
+    pub(crate) fn sent_again(&self, random: &mut Random) -> TestLog {
+        let (mut sent, mut next) = (Vec::new(), [3_u64, 1000]);
+        let (mut spooled, mut recent) = ([[17_u64; 2]; 2], [const { Vec::<LogMessage>::new() }; 2]);
+        for message in self.messages.iter() {
+            let (mut message, partition) = (message.clone(), message.partition as usize);
+            let mut put = |mut message: LogMessage| {
+                message.offset = next[partition];
+                next[partition] += 1 + random.below(3);
+                sent.push(message);
+                random.below(5)
+            };
+            let spool = usize::from(message.offset % 2 == 0);
+            let offset = spooled[partition][spool];
+            spooled[partition][spool] += 1 + message.offset % 3;
+            if let Payload::Batch { envelope, .. } = &mut message.payload {
+                envelope.origin = Some(Origin { spool: 0xbeef, partition: spool as u32, offset });
+            }
+            recent[partition].push(message.clone());
+            if put(message) == 0 {
+                let again = recent[partition].len().saturating_sub(4);
+                recent[partition][again..].iter().for_each(|message| {
+                    put(message.clone());
+                });
+            }
+        }
+        TestLog { messages: Arc::new(sent), ..self.clone() }
     }
 
     /// Opens it one message a poll, each after `pause`.

@@ -18,7 +18,7 @@ use super::testing::*;
 use super::*;
 use crate::ingest::{Ingest, IngestError};
 use crate::rollup::{AggregateConfig, Family as RollupFamily};
-use crate::source::{LogMessage, Payload};
+use crate::source::{LogMessage, Origins, Payload};
 
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -66,15 +66,17 @@ async fn assert_exact(store: &Arc<Store>, log: &TestLog) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn power_cuts_at_any_write_neither_lose_nor_repeat() {
+    let mut repeated = 0;
     for seed in 0..40 {
         let log = TestLog::random(seed, 30);
         let mut random = Random(seed ^ 0xdead);
+        let sent = if seed % 2 == 0 { log.clone() } else { log.sent_again(&mut random) };
         let inner: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         for _ in 0..4 {
             let mortal = Mortal::new(Arc::clone(&inner), 1 + random.below(60) as i64, random.below(2) == 0);
             let Ok(store) = open(Arc::clone(&mortal) as Arc<dyn ObjectStore>).await else { continue };
             let stop = CancellationToken::new();
-            let ingest = tokio::spawn(Ingest::new(Arc::clone(&store), log.opener(PAUSE)).run(stop));
+            let ingest = tokio::spawn(Ingest::new(Arc::clone(&store), sent.opener(PAUSE)).run(stop));
             // dead, done, or killed between two awaits wherever it is
             let kill_at = Instant::now() + Duration::from_millis(20 + random.below(120));
             while !mortal.dead.load(Ordering::SeqCst) && Instant::now() < kill_at {
@@ -84,12 +86,14 @@ async fn power_cuts_at_any_write_neither_lose_nor_repeat() {
             let _ = ingest.await;
         }
         let store = open(inner).await.unwrap();
-        ingest_all(&store, &log).await;
+        ingest_all(&store, &sent).await;
         assert_exact(&store, &log).await;
+        repeated += store.metrics.repeated_rows.get();
         let again = open(store.objects()).await.unwrap();
-        assert_eq!(again.info().committed, log.end(), "seed {seed}");
+        assert_eq!(again.info().committed, sent.end(), "seed {seed}");
         assert_exact(&again, &log).await;
     }
+    assert!(repeated > 0, "nothing was there twice: this shows nothing");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -173,7 +177,7 @@ async fn commit_in_steps(store: &Arc<Store>, log: &TestLog, step: usize) {
     let mut upto = Positions::new();
     for messages in log.messages.chunks(step) {
         take(store, messages, &mut upto);
-        store.commit(&upto).await.unwrap();
+        store.commit(&upto, &Origins::new()).await.unwrap();
     }
 }
 
@@ -239,7 +243,7 @@ async fn compaction_copies_large_row_groups() {
         messages.push(message(0, offset as u64, Table::Flows, &wide_flows(&mut random, first, rows)));
         first += rows as u32;
         take(&store, &messages[offset..], &mut upto);
-        store.commit(&upto).await.unwrap();
+        store.commit(&upto, &Origins::new()).await.unwrap();
         let new = table(&store, "flows")
             .snapshot()
             .files
@@ -371,7 +375,7 @@ async fn files_are_pruned_and_addresses_filter() {
     for offset in 0..4 {
         let batch = flows(&mut random, offset * 100, 100);
         take(&store, &[message(0, u64::from(offset), Table::Flows, &batch)], &mut upto);
-        store.commit(&upto).await.unwrap();
+        store.commit(&upto, &Origins::new()).await.unwrap();
         all.push(batch);
     }
     let context = session(&store).await;
@@ -434,7 +438,7 @@ async fn rollups_say_what_sql_says_over_the_raw_rows() {
         let moved = LogMessage { partition: 0, offset: index as u64, payload: message.payload.clone() };
         take(&store, &[moved], &mut upto);
         if index % 7 == 0 && index < 40 {
-            store.commit(&upto).await.unwrap();
+            store.commit(&upto, &Origins::new()).await.unwrap();
         }
     }
     assert!(store.info().tables[0].hot_rows > 0 && store.info().tables[0].committed_rows > 0);
@@ -534,7 +538,7 @@ async fn what_cannot_be_opened_is_kept_and_passed_over_and_a_newer_schema_stops(
     let store = open(Arc::new(InMemory::new())).await.unwrap();
     ingest_all(&store, &log).await;
     assert_exact(&store, &TestLog { messages: Arc::new(log.messages[..10].to_vec()), ..log.clone() }).await;
-    assert_eq!((store.metrics.foreign.get(), store.metrics.gap_offsets.get()), (2, 13));
+    assert_eq!((store.metrics.foreign.get(), store.metrics.gap_offsets.get()), (2, 14));
     let kept = store.quarantine.join(format!("1-{}.message", last + 6));
     assert_eq!(std::fs::read(kept).unwrap(), b"hello");
     std::fs::remove_dir_all(&store.quarantine).unwrap();
@@ -599,7 +603,7 @@ async fn vacuum_spares_the_files_of_a_commit_that_an_outage_holds_up() {
     let far = delta::now_ms() + 7_200_000;
     Maintenance::new(Arc::clone(&store)).vacuum(flows_table, far).await.unwrap();
     assert_eq!(store.metrics.vacuumed_files.get(), 0);
-    store.commit(&upto).await.unwrap();
+    store.commit(&upto, &Origins::new()).await.unwrap();
     let context = session(&store).await;
     assert_eq!(
         numbers(&context, "SELECT count(*), count(bytes) FROM flows WHERE bytes >= 0").await,

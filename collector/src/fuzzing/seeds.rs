@@ -225,6 +225,7 @@ pub(super) fn envelope_of(rows: u8) -> Envelope {
         min_time_us: 0,
         max_time_us: 0,
         covered: None,
+        origin: None,
     }
 }
 

@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 use crate::decode::DecodeCounters;
 use crate::receive::ShardCounts;
 use crate::receive::socket::Socket;
+use crate::sink::spool::Forwarding;
 use crate::writer::{Identity, Queue};
 
 pub use exporters::{ExporterFeed, ExporterTable};
@@ -75,6 +76,8 @@ pub struct Sources {
     pub identity: Identity,
     /// What the sockets were asked to have as receive buffer; None where another process bound them.
     pub buffer_asked: usize,
+    /// What becomes of the spool's messages, where there is one.
+    pub forwarding: Option<Arc<Forwarding>>,
 }
 
 /// The ledger of the collector: every datagram and every row is in exactly one place.

@@ -1,6 +1,7 @@
 //! The metrics by name. Each is written from the sources when it is asked for.
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet};
@@ -11,6 +12,8 @@ use super::exporters::Series;
 use super::{Published, Sources};
 use crate::batch::CloseCause;
 use crate::decode::{Counters, RejectReason};
+use crate::sink::LogStats;
+use crate::sink::spool::Forwarded;
 use crate::writer::{DropReason, Sizes, WriterCounters};
 
 impl Collector for Sources {
@@ -24,6 +27,12 @@ impl Collector for Sources {
         decode(&mut out, &shards)?;
         self.exporters(&mut out)?;
         self.log(&mut out, &writer)?;
+        if let Some(stats) = &writer.log {
+            log_on_disk(&mut out, stats)?;
+        }
+        if let Some(forwarding) = &self.forwarding {
+            spool(&mut out, &forwarding.get())?;
+        }
         ledger(&mut out, &shards, &writer)
     }
 }
@@ -325,6 +334,88 @@ impl Sources {
             [(NO_LABELS, blocked)],
         )
     }
+}
+
+/// The embedded log, or the spool before Kafka.
+fn log_on_disk(out: &mut Out<'_>, stats: &LogStats) -> fmt::Result {
+    out.gauge("weir_log_disk_bytes", "Size of the log's segments on the local disk.", stats.bytes)?;
+    out.gauge("weir_log_disk_segments", "Their number.", stats.segments)?;
+    out.counter("weir_log_fsyncs", "Times that the log was made durable.", stats.fsyncs)?;
+    out.family(
+        ("weir_log_fsync_seconds", "Time spent in that.", MetricType::Counter),
+        [(NO_LABELS, stats.fsync_us as f64 / 1e6)],
+        |encoder, value| encoder.encode_counter::<NoLabelSet, f64, u64>(&value, None),
+    )?;
+    out.counter("weir_log_disk_errors", "Writes and fsyncs of the log that failed.", stats.errors)?;
+    out.counter(
+        "weir_log_torn_bytes",
+        "Bytes of messages that a crash left unfinished, cut when the log was opened.",
+        stats.torn_bytes,
+    )?;
+    out.counter("weir_log_damaged", "Damaged places found when the log was opened.", stats.damaged)?;
+    out.counter(
+        "weir_log_deleted_segments",
+        "Segments deleted because of their age or for want of room.",
+        stats.deleted_segments,
+    )?;
+    out.counter(
+        "weir_log_lost_messages",
+        "Messages deleted for want of room that nobody had taken: their flows are lost.",
+        stats.lost_offsets,
+    )
+}
+
+/// From the spool to Kafka.
+fn spool(out: &mut Out<'_>, forwarded: &Forwarded) -> fmt::Result {
+    let Forwarded { acknowledged, refused, .. } = forwarded;
+    out.counter(
+        "weir_spool_forwarded_messages",
+        "Messages that the brokers acknowledged.",
+        acknowledged.messages,
+    )?;
+    out.counter("weir_spool_forwarded_rows", "Their rows.", acknowledged.rows)?;
+    out.counter("weir_spool_forwarded_bytes", "Their bytes.", acknowledged.bytes)?;
+    out.counter(
+        "weir_spool_refused_messages",
+        "Messages that the brokers refused for good.",
+        refused.messages,
+    )?;
+    out.counter("weir_spool_refused_rows", "Their rows: they are lost.", refused.rows)?;
+    out.gauge(
+        "weir_spool_unacknowledged_messages",
+        "Messages sent that the brokers have not acknowledged yet.",
+        forwarded.unacknowledged_messages,
+    )?;
+    out.gauge(
+        "weir_spool_waiting_messages",
+        "Messages from the first one that the brokers have not acknowledged to the newest.",
+        forwarded.waiting,
+    )?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let age = forwarded.oldest_us.map_or(0.0, |oldest| (now - oldest as f64 / 1e6).max(0.0));
+    out.gauges(
+        "weir_spool_oldest_seconds",
+        "Age of the oldest flow that the brokers have not acknowledged; 0 where there is none.",
+        [(NO_LABELS, age)],
+    )?;
+    out.counter(
+        "weir_spool_lost_messages",
+        "Messages that were gone from the spool before they were sent.",
+        forwarded.lost_messages,
+    )?;
+    out.counter("weir_spool_damaged", "Damaged places of the spool passed over.", forwarded.damaged)?;
+    out.counter("weir_spool_producers_replaced", "Times that a new producer was made.", forwarded.rebuilt)?;
+    out.counter(
+        "weir_spool_sent_again_messages",
+        "Messages sent again because a producer had not told what became of them; the aggregator counts them once.",
+        forwarded.sent_again,
+    )?;
+    let blocked = forwarded.blocked.as_ref().map_or(0.0, |(_, since)| since.elapsed().as_secs_f64());
+    out.gauges(
+        "weir_spool_blocked_seconds",
+        "For how long the brokers have taken nothing; 0 while they do.",
+        [(NO_LABELS, blocked)],
+    )
 }
 
 const NO_LABELS: [(&str, &str); 0] = [];

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use weir_schemas::envelope::Compression;
 use weir_schemas::segment::{LOCK_FILE, partition_number};
 
-use super::{Acknowledged, JournalMark, Message, Sink, SinkError};
+use super::{Acknowledged, JournalMark, LogStats, Message, Sink, SinkError};
 use crate::receive::journal::InLog;
 
 /// How often retention is looked after.
@@ -275,11 +275,7 @@ impl EmbeddedSink {
 
     fn take_acknowledged(&mut self) -> Acknowledged {
         let mut sum = Acknowledged::default();
-        for acknowledged in self.partitions.iter_mut().map(Partition::take_acknowledged) {
-            sum.messages += acknowledged.messages;
-            sum.rows += acknowledged.rows;
-            sum.bytes += acknowledged.bytes;
-        }
+        self.partitions.iter_mut().map(Partition::take_acknowledged).for_each(|part| sum += part);
         sum
     }
 
@@ -385,6 +381,10 @@ impl Sink for EmbeddedSink {
 
     fn in_flight(&self) -> u64 {
         self.partitions.iter().map(|partition| partition.pending() as u64).sum()
+    }
+
+    fn stats(&self) -> Option<LogStats> {
+        Some(self.stats)
     }
 }
 

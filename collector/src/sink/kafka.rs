@@ -3,9 +3,11 @@
 //! The producer is idempotent and never lets a message expire. Everything that is not acknowledged is also kept here, in
 //! order; when the producer fails for good (librdkafka's fatal errors, a topic that was deleted), it is dropped, the
 //! topic is looked at again, and what was kept is sent by a new one. A message whose delivery was unknown at that moment
-//! may then stand twice in the topic, recognisable by (collector, boot, batch).
+//! may then stand twice in the topic, recognisable by its origin in the spool ([`super::spool`]).
 //!
-//! Not here: the disk spool for a broker that is away for long. The sink is busy meanwhile.
+//! Why the origins in a partition never pass over one (so that "at or below the greatest so far" says "there already"):
+//! a producer's messages get there in order and without a gap, or not at all; and each producer begins with the first
+//! message that none before it knows to be there.
 
 mod topic;
 
@@ -22,6 +24,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, ProducerContext};
 use serde::{Deserialize, Serialize};
+use weir_schemas::Envelope;
 
 use super::{Acknowledged, Message, Sink, SinkError};
 
@@ -103,6 +106,10 @@ impl KafkaSinkConfig {
 pub enum KafkaSinkError {
     #[error("log.kafka.{key} is {value}; it must be {wanted}")]
     Config { key: &'static str, value: String, wanted: &'static str },
+    #[error(
+        "log.kafka.settings.`{key}` is {value}; it must be {wanted}, or flows could be lost or counted twice: leave it out"
+    )]
+    Setting { key: &'static str, value: String, wanted: &'static str },
     #[error("log.kafka: {0}")]
     Client(#[from] KafkaError),
 }
@@ -201,6 +208,8 @@ pub struct KafkaSink {
     error: String,
     /// How often in a row the brokers found something too large.
     too_large: u32,
+    /// Over how many partitions messages are spread, whatever number the topic has by now.
+    spread: Option<u32>,
     /// Acknowledged and not yet told.
     acknowledged: Acknowledged,
     refused: Acknowledged,
@@ -224,6 +233,12 @@ impl KafkaSink {
         if !(10_000..=512 * 1024 * 1024).contains(&config.max_message_bytes) {
             return Err(wrong("max_message_bytes", &config.max_message_bytes, "from 10000 to 536870912"));
         }
+        // what makes a message get there once and in order is not to be had by halves
+        for (key, wanted) in [("enable.idempotence", "true"), ("acks", "all"), ("message.timeout.ms", "0")] {
+            if let Some(value) = config.settings.get(key).filter(|value| *value != wanted) {
+                return Err(KafkaSinkError::Setting { key, value: value.clone(), wanted });
+            }
+        }
         let client = config.client();
         let reports = Arc::new(Reports::default());
         // tells of unknown settings and impossible values, without a broker
@@ -239,6 +254,7 @@ impl KafkaSink {
             next: 0,
             error: "not connected yet".to_owned(),
             too_large: 0,
+            spread: None,
             acknowledged: Acknowledged::default(),
             refused: Acknowledged::default(),
             stats: KafkaSinkStats::default(),
@@ -250,6 +266,25 @@ impl KafkaSink {
     /// What the sink has done.
     pub fn stats(&self) -> KafkaSinkStats {
         self.stats
+    }
+
+    /// What is wrong with the brokers, as last known.
+    pub fn error(&self) -> &str {
+        &self.error
+    }
+
+    /// Spreads messages over so many partitions, as long as the topic has them: a message that may be in the topic already
+    /// must get to the same partition again.
+    pub fn spread_over(&mut self, partitions: Option<u32>) {
+        self.spread = partitions;
+        if let (Some(wanted), State::Ready { partitions, .. }) = (self.spread, &mut self.state) {
+            *partitions = wanted.min(self.stats.partitions);
+        }
+    }
+
+    /// The envelopes of what was appended and is not acknowledged, in order.
+    pub fn unacknowledged(&self) -> impl Iterator<Item = &Envelope> {
+        self.kept.values().map(|message| &message.envelope)
     }
 
     /// Looks at the topic on a thread of its own: that may take long.
@@ -294,6 +329,7 @@ impl KafkaSink {
         match Producer::from_config_and_context(&self.client, Context(Arc::clone(&self.reports))) {
             Ok(producer) => {
                 self.stats.partitions = partitions;
+                let partitions = self.spread.map_or(partitions, |spread| spread.min(partitions));
                 self.state = State::Ready { producer, partitions };
                 self.unsent = self.kept.keys().copied().collect();
                 self.stats.sent_again += self.unsent.len() as u64;

@@ -1,8 +1,9 @@
-//! The way out: messages to the log. One trait, two logs: embedded segments and Apache Kafka.
+//! The way out: messages to the log. One trait, two logs: embedded segments, and Apache Kafka behind a spool on disk.
 
 mod body;
 pub mod embedded;
 pub mod kafka;
+pub mod spool;
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use weir_schemas::envelope::Compression;
 
 pub use body::Body;
 pub(crate) use body::Lease;
+pub use embedded::EmbeddedStats as LogStats;
 
 use crate::receive::journal::InLog;
 
@@ -32,6 +34,14 @@ pub struct Acknowledged {
     pub messages: u64,
     pub rows: u64,
     pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Acknowledged {
+    fn add_assign(&mut self, more: Acknowledged) {
+        self.messages += more.messages;
+        self.rows += more.rows;
+        self.bytes += more.bytes;
+    }
 }
 
 /// A journal that is asked about.
@@ -90,5 +100,10 @@ pub trait Sink: Send {
     /// Messages that were appended, but that the log has refused since (each once): dropped, to be counted as such.
     fn refused(&mut self) -> Acknowledged {
         Acknowledged::default()
+    }
+
+    /// What a log on the local disk has done.
+    fn stats(&self) -> Option<LogStats> {
+        None
     }
 }

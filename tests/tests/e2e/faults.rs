@@ -7,6 +7,8 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use weir_tests::command::signal;
+use weir_tests::kafka::Kafka;
 use weir_tests::ledger::{Ledger, assert_lossless};
 use weir_tests::netflow5::{Flow, datagram};
 use weir_tests::wait::{LONG, until, until_equal};
@@ -86,19 +88,25 @@ fn seed() -> u64 {
 struct Moments(u64);
 
 impl Moments {
-    fn pause(&mut self) -> Duration {
+    fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        Duration::from_millis(300 + (self.0 >> 33) % 2_200)
+        (self.0 >> 33) % bound
+    }
+
+    fn pause(&mut self) -> Duration {
+        Duration::from_millis(300 + self.below(2_200))
     }
 }
 
 /// Waits until the log's end is in SQL, and returns how many numbers there are; none twice, at least `floor`.
 fn assert_no_duplicate(weir: &Weir, floor: u64) -> u64 {
     let (counts, rollup, talkers) = until(LONG, "the log's end in SQL, at rest", || {
+        // what is in the spool comes before what is in the topic
+        let spooled = weir.metrics().sum("weir_spool_waiting_messages", &[]).unwrap_or(0.0);
         let lag = weir.metrics().sum("weir_store_lag_offsets", &[]);
         let ledger = Ledger::read(&weir.metrics())?;
-        if lag != Some(0.0) || ledger.rows_in_flight != 0 {
-            return Err(format!("{lag:?} {ledger}\n{}", weir.log()));
+        if spooled != 0.0 || lag != Some(0.0) || ledger.rows_in_flight != 0 {
+            return Err(format!("spool {spooled}, lag {lag:?} {ledger}\n{}", weir.log()));
         }
         let counts = weir.numbers(COUNTS);
         let rollup = weir.numbers("select sum(flows), sum(packets) from flows_1m");
@@ -210,5 +218,87 @@ fn killed_supervisors_lose_nothing_that_was_shown() {
         assert_eq!(assert_no_duplicate(&weir, rows), rows, "at rest");
         weir
     });
+    assert!(weir.stop().success());
+}
+
+/// Kernel drops since the sockets were made, which is when their supervisor was started.
+fn kernel_drops(weir: &Weir) -> u64 {
+    until(LONG, "the collector's counts", || Ledger::read(&weir.metrics())).kernel_drops
+}
+
+/// Kills of every process there is, mixed, under load, through a real Kafka: the flows in SQL are those that were sent,
+/// less those in datagrams that the kernel dropped while nobody read its queue, and each once.
+///
+/// `WEIR_KILLS=200` makes it long; `WEIR_SEED` repeats one.
+#[test]
+fn mixed_kills_through_kafka_count_every_flow_once() {
+    let kills = std::env::var("WEIR_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
+    let kafka = Kafka::start();
+    let setup = Setup::new().config(&kafka.config());
+    let sender = Sender::default();
+    let mut moments = Moments(seed() + 3);
+    let (weir, drops) = std::thread::scope(|scope| {
+        let mut weir = setup.start();
+        let (to, sender) = (weir.addresses.udp[0], &sender);
+        scope.spawn(move || sender.run(to));
+        let _stop = StopAtEnd(sender);
+        let (mut drops, mut shown) = (0, 0);
+        for kill in 0..kills {
+            std::thread::sleep(moments.pause());
+            // each kind once, then as it comes
+            let kind = if kill < 5 { [0, 4, 7, 8, 9][kill] } else { moments.below(10) };
+            match kind {
+                0..4 => {
+                    weir.kill_role("collect");
+                }
+                4..7 => {
+                    weir.kill_role("aggregate");
+                }
+                7 => kafka.crash(),
+                8 => {
+                    // a zombie: it goes on where it stopped
+                    let role = ["collect", "aggregate"][moments.below(2) as usize];
+                    let pid = weir.wait_for_role(role, None);
+                    signal(pid, "STOP");
+                    std::thread::sleep(Duration::from_millis(moments.below(800)));
+                    signal(pid, "CONT");
+                }
+                _ => {
+                    // the queues of its sockets die with the supervisor: they are empty
+                    sender.pause.store(true, Ordering::Relaxed);
+                    until(LONG, "empty queues", || {
+                        match weir.metrics().sum("weir_collector_socket_queued_bytes", &[]) {
+                            Some(0.0) => Ok(()),
+                            queued => Err(format!("{queued:?} bytes")),
+                        }
+                    });
+                    drops += kernel_drops(&weir);
+                    weir.kill();
+                    weir = setup.start();
+                    sender.pause.store(false, Ordering::Relaxed);
+                }
+            }
+            if let Ok(rows) = weir.try_sql(COUNTS) {
+                assert_eq!(rows[0][0], rows[0][1], "rows that are there twice after kill {kill}");
+                let now: u64 = rows[0][0].parse().unwrap();
+                assert!(now >= shown, "{now} rows after kill {kill}, {shown} before");
+                shown = now;
+            }
+        }
+        (weir, drops)
+    });
+    let rows = assert_no_duplicate(&weir, 0);
+    let dropped = (drops + kernel_drops(&weir)) * u64::from(PER_DATAGRAM);
+    let again = weir.metrics().sum("weir_store_repeated_messages_total", &[]);
+    eprintln!(
+        "{kills} kills, {} flows sent, {dropped} in datagrams that the kernel dropped, {rows} in SQL; \
+         {again:?} messages were there again since the aggregator was last started",
+        sender.sent()
+    );
+    assert_eq!(rows + dropped, sender.sent(), "flows lost, or there twice");
+    if dropped == 0 {
+        let bytes = (0..sender.sent()).map(|number| 64 + number % 1_400).sum();
+        weir.until_numbers("select sum(bytes), sum(packets) from flows", &[bytes, rows]);
+    }
     assert!(weir.stop().success());
 }

@@ -1,52 +1,15 @@
 //! The same input through the embedded log and through a real Apache Kafka: the same rows, the same rollups; with a
 //! crash of the broker on the way.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use weir_tests::command::{program, readers_python, run};
+use weir_tests::command::{readers_python, run};
 use weir_tests::generate::{Load, replay};
+use weir_tests::kafka::Kafka;
 use weir_tests::ledger::assert_lossless;
 use weir_tests::repository;
 use weir_tests::wait::{LONG, until};
 use weir_tests::weir::{Setup, Weir};
-
-/// A broker of its own, stopped at the end.
-struct Kafka {
-    folder: tempfile::TempDir,
-    bootstrap: String,
-}
-
-impl Kafka {
-    fn script() -> PathBuf {
-        repository().join("deploy/kafka/kafka")
-    }
-
-    fn start() -> Kafka {
-        program("java");
-        let folder = tempfile::Builder::new().prefix("weir-kafka-").tempdir().unwrap();
-        let bootstrap = Kafka::call("start", folder.path()).trim().to_owned();
-        Kafka { folder, bootstrap }
-    }
-
-    fn call(what: &str, folder: &Path) -> String {
-        // The first start fetches the jars.
-        run(Command::new(Kafka::script()).arg(what).arg(folder), Duration::from_secs(300)).ok()
-    }
-
-    /// `kill -9`, and a start on the same port with the same data.
-    fn crash(&self) {
-        Kafka::call("kill", self.folder.path());
-        assert_eq!(Kafka::call("start", self.folder.path()).trim(), self.bootstrap);
-    }
-}
-
-impl Drop for Kafka {
-    fn drop(&mut self) {
-        let _ = Command::new(Kafka::script()).arg("kill").arg(self.folder.path()).output();
-    }
-}
 
 /// Every value that does not depend on when the datagrams came.
 const ROWS: &str = "select exporter_addr, proto_ver, observation_domain, start_time, end_time, src_addr, dst_addr, src_port, \
@@ -117,9 +80,7 @@ fn embedded_and_kafka_give_the_same_rows_and_rollups() {
     assert!(weir.stop().success());
 
     let kafka = Kafka::start();
-    let config =
-        format!("[log]\nkind = \"kafka\"\n\n[log.kafka]\nbootstrap_servers = \"{}\"\n", kafka.bootstrap);
-    let through = Setup::new().config(&config);
+    let through = Setup::new().config(&kafka.config());
     let weir = through.start();
     std::thread::scope(|scope| {
         let replayed = scope.spawn(|| replay(&weir, &capture, 200));

@@ -18,6 +18,7 @@ use weir_collector::collect::{self, CollectorConfig, MetricsConfig, ReceiveConfi
 use weir_collector::decode::DecodeConfig;
 use weir_collector::sink::embedded::EmbeddedConfig;
 use weir_collector::sink::kafka::KafkaSinkConfig;
+use weir_collector::sink::spool::SpoolConfig;
 use weir_collector::writer::WriterConfig;
 
 pub(crate) use self::load::ConfigError;
@@ -130,6 +131,7 @@ pub(crate) struct LogConfig {
     pub(crate) embedded: EmbeddedConfig,
     pub(crate) kafka: KafkaSinkConfig,
     pub(crate) kafka_reader: KafkaReaderConfig,
+    pub(crate) spool: SpoolConfig,
 }
 
 /// What only the reading side of Kafka needs; brokers, topic and settings are those of `[log.kafka]`.
@@ -264,8 +266,10 @@ impl Config {
             }
             LogKind::Kafka => {
                 format!(
-                    "Apache Kafka, topic {} at {}",
-                    self.log.kafka.topic, self.log.kafka.bootstrap_servers
+                    "Apache Kafka, topic {} at {}, by way of the spool in {}",
+                    self.log.kafka.topic,
+                    self.log.kafka.bootstrap_servers,
+                    self.log.spool.directory(&self.data_dir).display()
                 )
             }
         };

@@ -18,6 +18,7 @@ fn message(number: u64, bytes: usize) -> Message {
         min_time_us: 0,
         max_time_us: 0,
         covered: None,
+        origin: None,
     };
     Message { envelope, body: vec![number.to_le_bytes()[0]; bytes].into(), key: number, low: None }
 }

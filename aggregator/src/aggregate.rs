@@ -32,6 +32,8 @@ use crate::traffic::Traffic;
 use crate::views::INTERFACE_VIEWS;
 
 /// A try to open the store follows the last after this time.
+/// How often the tables are looked at for what other aggregators have committed.
+const REFRESH_EVERY: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(2);
 /// How long queries wait at the start for the log to be read to its end.
 const CATCH_UP: Duration = Duration::from_secs(60);
@@ -68,6 +70,8 @@ pub struct AggregatorDeps {
     pub log_id: String,
     /// Opens the log where the store stands.
     pub open: OpenSource,
+    /// Other aggregators write the same store.
+    pub shared_store: bool,
     pub http: TcpListener,
     pub postgres: TcpListener,
     /// Whether a collector runs on this machine: then weir is not ready without it.
@@ -159,6 +163,9 @@ impl Aggregator {
             Box::new(move || of_metrics.metrics().update(&of_metrics.info())),
         );
 
+        if deps.shared_store {
+            tokio::spawn(refresh(Arc::clone(&store), servers.clone()));
+        }
         let maintenance = CancellationToken::new();
         let maintain = tokio::spawn(Maintenance::new(Arc::clone(&store)).run(maintenance.clone()));
         let mut ingest = std::pin::pin!(Ingest::new(Arc::clone(&store), deps.open).run(shutdown));
@@ -198,6 +205,19 @@ async fn open_store(
                 tokio::time::sleep(RETRY).await;
             }
             other => return other,
+        }
+    }
+}
+
+/// Looks for what other aggregators have committed.
+async fn refresh(store: Arc<Store>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        if let Err(error) = store.refresh().await {
+            tracing::warn!(%error, "what other aggregators have committed cannot be read; trying again");
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(REFRESH_EVERY) => {}
         }
     }
 }

@@ -90,7 +90,8 @@ impl Ingest {
             let mut round = Reader {
                 store: &self.store,
                 source,
-                seen: start,
+                seen: start.clone(),
+                start,
                 origins,
                 oldest: None,
                 commit: JoinSet::new(),
@@ -122,6 +123,8 @@ struct Reader<'a> {
     source: Box<dyn Source>,
     /// One past the last offset taken.
     seen: Positions,
+    /// Where the round began.
+    start: Positions,
     /// Of the messages before `seen`.
     origins: Origins,
     /// When the oldest row that no commit has in hand was taken.
@@ -183,6 +186,7 @@ impl Reader<'_> {
                     }
                     // what was read stays; the source recovers by itself
                 }
+                Err(SourceError::Moved) => return Ok(Round::Again),
                 Err(error) => return Err(error.into()),
             }
             if let Some(result) = self.commit.try_join_next()
@@ -229,7 +233,14 @@ impl Reader<'_> {
     }
 
     fn start_commit(&mut self) {
-        let (store, upto, origins) = (Arc::clone(self.store), self.seen.clone(), self.origins.clone());
+        // Of partitions that were not read in this round nothing is known but where they stood: another aggregator may
+        // have them.
+        let is_read = |partition: &u32, seen: &u64| self.start.get(partition) != Some(seen);
+        let mut upto = self.seen.clone();
+        upto.retain(|partition, seen| is_read(partition, seen));
+        let mut origins = self.origins.clone();
+        origins.retain(|(partition, ..), _| upto.contains_key(partition));
+        let store = Arc::clone(self.store);
         self.committing = Some(upto.clone());
         self.oldest = None;
         self.retry_at = None;

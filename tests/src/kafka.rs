@@ -1,6 +1,6 @@
 //! A real Apache Kafka for a test: one broker of its own, killed and started again with its data.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::repository;
 #[derive(Debug)]
 pub struct Kafka {
     folder: tempfile::TempDir,
+    settings: String,
     pub bootstrap: String,
 }
 
@@ -21,16 +22,25 @@ impl Kafka {
 
     #[track_caller]
     pub fn start() -> Kafka {
+        Kafka::with("")
+    }
+
+    /// With these lines of `server.properties`, separated by `;`.
+    #[track_caller]
+    pub fn with(settings: &str) -> Kafka {
         program("java");
         let folder = tempfile::Builder::new().prefix("weir-kafka-").tempdir().unwrap();
-        let bootstrap = Kafka::call("start", folder.path()).trim().to_owned();
-        Kafka { folder, bootstrap }
+        let mut kafka = Kafka { folder, settings: settings.to_owned(), bootstrap: String::new() };
+        kafka.bootstrap = kafka.call("start").trim().to_owned();
+        kafka
     }
 
     #[track_caller]
-    fn call(what: &str, folder: &Path) -> String {
+    fn call(&self, what: &str) -> String {
+        let mut command = Command::new(Kafka::script());
+        command.arg(what).arg(self.folder.path()).env("WEIR_KAFKA_SETTINGS", &self.settings);
         // The first start fetches the jars.
-        run(Command::new(Kafka::script()).arg(what).arg(folder), Duration::from_secs(300)).ok()
+        run(&mut command, Duration::from_secs(300)).ok()
     }
 
     /// A configuration of weir that uses it.
@@ -41,13 +51,13 @@ impl Kafka {
     /// `kill -9`.
     #[track_caller]
     pub fn kill(&self) {
-        Kafka::call("kill", self.folder.path());
+        self.call("kill");
     }
 
     /// Starts it on the same port with the same data.
     #[track_caller]
     pub fn start_again(&self) {
-        assert_eq!(Kafka::call("start", self.folder.path()).trim(), self.bootstrap);
+        assert_eq!(self.call("start").trim(), self.bootstrap);
     }
 
     #[track_caller]

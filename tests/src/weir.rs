@@ -46,15 +46,19 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Reads `ready udp=A,B http=C postgres=D`.
+    /// Reads `ready udp=A,B http=C postgres=D`; a role that runs alone has not all of them.
     fn parse(line: &str) -> Option<Addresses> {
         let rest = line.strip_prefix("ready ")?;
         let of = |key: &str| {
             rest.split_whitespace()
                 .find_map(|part| part.strip_prefix(key)?.strip_prefix('=').map(str::to_owned))
         };
-        let udp = of("udp")?.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
-        Some(Addresses { udp, http: of("http")?.parse().ok()?, postgres: of("postgres")?.parse().ok()? })
+        let none = || "0.0.0.0:0".to_owned();
+        let udp = of("udp").unwrap_or_default();
+        let udp = udp.split(',').filter(|address| !address.is_empty());
+        let udp = udp.map(str::parse).collect::<Result<_, _>>().ok()?;
+        let http = of("http").unwrap_or_else(none).parse().ok()?;
+        Some(Addresses { udp, http, postgres: of("postgres").unwrap_or_else(none).parse().ok()? })
     }
 }
 
@@ -104,6 +108,12 @@ impl Setup {
     /// Starts `weir run` and waits for its `ready` line: on free ports the first time, then on the same.
     #[track_caller]
     pub fn start(&self) -> Weir {
+        self.start_role("run")
+    }
+
+    /// The same for `weir collect` or `weir aggregate` alone.
+    #[track_caller]
+    pub fn start_role(&self, role: &str) -> Weir {
         let config = self.folder.path().join("weir.toml");
         std::fs::write(&config, &self.config).unwrap();
         let any = || "127.0.0.1:0".parse::<SocketAddr>().unwrap();
@@ -111,11 +121,14 @@ impl Setup {
         let wanted =
             wanted.unwrap_or_else(|| Addresses { udp: vec![any(), any()], http: any(), postgres: any() });
         let mut command = Command::new(binary());
-        command.arg("run").arg("--config").arg(&config).arg("--data-dir").arg(self.data_dir());
-        for udp in &wanted.udp {
+        command.arg(role).arg("--config").arg(&config).arg("--data-dir").arg(self.data_dir());
+        for udp in wanted.udp.iter().filter(|_| role != "aggregate") {
             command.arg("--listen").arg(udp.to_string());
         }
-        command.arg("--http").arg(wanted.http.to_string()).arg("--postgres").arg(wanted.postgres.to_string());
+        command.arg("--http").arg(wanted.http.to_string());
+        if role != "collect" {
+            command.arg("--postgres").arg(wanted.postgres.to_string());
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary can be started");
         let log = Arc::new(Mutex::new(String::new()));
@@ -347,7 +360,8 @@ mod tests {
         let addresses = Addresses::parse(line).unwrap();
         assert_eq!(addresses.udp.len(), 2);
         assert_eq!(addresses.postgres.port(), 40004);
-        assert!(Addresses::parse("ready udp= http=127.0.0.1:1 postgres=127.0.0.1:2").is_none());
+        assert!(Addresses::parse("ready udp=x http=127.0.0.1:1 postgres=127.0.0.1:2").is_none());
+        assert_eq!(Addresses::parse("ready http=127.0.0.1:1 postgres=127.0.0.1:2").unwrap().udp, []);
         assert!(Addresses::parse("starting").is_none());
     }
 

@@ -175,7 +175,7 @@ impl Run {
                 self.read_at = Instant::now() + RETRY;
                 return Ok(0);
             }
-            Err(SourceError::Fatal(error)) => return Err(error),
+            Err(error @ (SourceError::Fatal(_) | SourceError::Moved)) => return Err(error.to_string()),
         };
         let read = messages.len();
         for LogMessage { partition, offset, payload } in messages {

@@ -15,7 +15,7 @@ use weir_aggregator::aggregate::{Aggregator, AggregatorDeps, AggregatorError};
 use weir_aggregator::ingest::OpenSource;
 use weir_aggregator::source::Source;
 use weir_aggregator::source::embedded::EmbeddedSource;
-use weir_aggregator::source::kafka::KafkaSource;
+use weir_aggregator::source::kafka::{KafkaLog, Share};
 use weir_collector::collect::{Collector, CollectorDeps, CollectorError};
 use weir_collector::receive::socket::{Socket, SocketError, take_inherited};
 use weir_collector::sink::Sink;
@@ -118,6 +118,8 @@ pub(crate) async fn run(
             name: "collect",
             arguments: for_collect,
             sockets: sockets.chain(journals).chain([of_config()?]).collect(),
+            // while there is none, the sockets' buffers fill
+            longest_pause: Duration::from_millis(500),
         },
         Role {
             name: "aggregate",
@@ -127,6 +129,7 @@ pub(crate) async fn run(
                 inherited("postgres", postgres.into()),
                 of_config()?,
             ],
+            longest_pause: Duration::from_secs(10),
         },
     ];
     tracing::info!(%addresses, data_dir = %config.data_dir.display(), "starting");
@@ -358,10 +361,13 @@ pub(crate) async fn aggregate(config: Config) -> Result<(), Failure> {
             let source: Box<dyn Source> = Box::new(EmbeddedSource::open(&directory, positions.clone()));
             Ok(source)
         }),
-        LogKind::Kafka => Box::new(move |positions| {
-            let source: Box<dyn Source> = Box::new(KafkaSource::open(log.kafka_source(), positions.clone())?);
-            Ok(source)
-        }),
+        LogKind::Kafka => {
+            let topic = KafkaLog::new(log.kafka_source());
+            Box::new(move |positions| {
+                let source: Box<dyn Source> = Box::new(topic.open(positions.clone())?);
+                Ok(source)
+            })
+        }
     };
     let deps = AggregatorDeps {
         data_dir: config.data_dir.clone(),
@@ -370,6 +376,7 @@ pub(crate) async fn aggregate(config: Config) -> Result<(), Failure> {
             LogKind::Kafka => format!("kafka/{}", config.log.kafka.topic),
         },
         open,
+        shared_store: config.log.kind == LogKind::Kafka && config.log.kafka_reader.share == Share::Group,
         http,
         postgres,
         collector_expected: supervised,

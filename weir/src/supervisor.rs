@@ -31,9 +31,8 @@ static SPAWN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// A child that lived at least this long is restarted at once.
 const STABLE: Duration = Duration::from_secs(10);
-/// Pause before a child is started again: the first, and the longest.
+/// Pause before a child is started again: the first, which doubles while it does not live long.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const LAST_BACKOFF: Duration = Duration::from_secs(10);
 
 /// What a child inherits: a role for the descriptor, and the descriptor.
 #[derive(Debug)]
@@ -49,6 +48,8 @@ pub(crate) struct Role {
     pub(crate) name: &'static str,
     pub(crate) arguments: Vec<String>,
     pub(crate) sockets: Vec<Inherited>,
+    /// The longest pause before it is started again.
+    pub(crate) longest_pause: Duration,
 }
 
 /// The inherited descriptors of this process by role, in order; empty where it was started by hand.
@@ -167,7 +168,7 @@ async fn keep(
             return Err(io::Error::other(format!("{} refused its configuration", role.name)));
         }
         let lived = running.since.elapsed();
-        backoff = if lived >= STABLE { FIRST_BACKOFF } else { (backoff * 2).min(LAST_BACKOFF) };
+        backoff = if lived >= STABLE { FIRST_BACKOFF } else { (backoff * 2).min(role.longest_pause) };
         tracing::error!(role = role.name, %status, lived_s = lived.as_secs(), "ended; starts again in {backoff:?}");
         tokio::select! {
             () = tokio::time::sleep(backoff) => {}

@@ -1,34 +1,39 @@
 //! Reads the log from Apache Kafka.
 //!
-//! Partitions are assigned here, all of them or those configured, at the positions that the store gave: the consumer group
-//! is only told how far the store is, so that lag tools see it. Which partitions are whose is decided in one place
-//! ([`Reader::assign`]); the group protocol will decide it there.
+//! Partitions are read at the positions that the store gave: all of them or those configured, or those that a consumer
+//! group gives to this aggregator (`group`). The group is told how far the store is, so that lag tools see it; that is
+//! never read back.
 //!
 //! Offsets that jump are no gap on Kafka (compaction, transaction markers). A gap is what the broker says is out of its
 //! range: then reading goes on at the earliest offset that is left.
 
+mod group;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 use weir_schemas::{Envelope, EnvelopeError};
 
+pub use self::group::KafkaLog;
+use self::group::{Context, KafkaConsumer, Member};
 use super::on_thread::OnThread;
 use super::{LogMessage, Payload, Positions, Source, SourceError};
 
 /// How long a poll waits for messages.
 const WAIT: Duration = Duration::from_millis(200);
+/// How long the brokers may take to say how far a partition goes, while messages wait.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long the brokers may take to answer a question.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often the ends of the partitions are asked for.
@@ -45,12 +50,26 @@ pub struct KafkaSourceConfig {
     pub topic: String,
     /// The consumer group that is told how far the store is.
     pub group: String,
-    /// Partitions to read; empty: all.
+    /// Who reads the other partitions.
+    pub share: Share,
+    /// Partitions to read; empty: all. Not for a group.
     pub partitions: BTreeSet<u32>,
     /// How much librdkafka fetches ahead.
     pub prefetch_bytes: usize,
     /// Further settings of librdkafka, such as `security.protocol`; they win over those made here.
     pub settings: BTreeMap<String, String>,
+}
+
+/// How aggregators share the topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Share {
+    /// One aggregator reads all of it. A second one on the same store takes turns with it: neither loses nor repeats
+    /// anything, and neither gets far.
+    #[default]
+    All,
+    /// The aggregators of the consumer group share its partitions.
+    Group,
 }
 
 impl Default for KafkaSourceConfig {
@@ -59,6 +78,7 @@ impl Default for KafkaSourceConfig {
             bootstrap_servers: "127.0.0.1:9092".to_owned(),
             topic: "weir".to_owned(),
             group: "weir".to_owned(),
+            share: Share::All,
             partitions: BTreeSet::new(),
             prefetch_bytes: 32 * 1024 * 1024,
             settings: BTreeMap::new(),
@@ -87,33 +107,11 @@ impl KafkaSourceConfig {
     }
 }
 
-#[derive(Debug)]
-struct Context;
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        tracing::debug!(target: "librdkafka", ?level, facility, "{text}");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "librdkafka", "{error}: {reason}");
-    }
-}
-
-impl ConsumerContext for Context {
-    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        if let Err(error) = result {
-            tracing::debug!("the consumer group was not told how far the store is: {error}");
-        }
-    }
-}
-
-type KafkaConsumer = BaseConsumer<Context>;
-
 /// The reader of a topic.
 pub struct KafkaSource {
     reader: OnThread<Reader, Result<Vec<LogMessage>, SourceError>>,
     consumer: Arc<KafkaConsumer>,
+    group: Option<Member>,
     topic: String,
     end: Positions,
 }
@@ -132,21 +130,25 @@ impl KafkaSource {
     pub fn open(config: KafkaSourceConfig, positions: Positions) -> Result<KafkaSource, SourceError> {
         let consumer = config
             .client()
-            .create_with_context(Context)
+            .create_with_context(Context { assignment: None })
             .map_err(|error| SourceError::Fatal(format!("log.kafka: {error}")))?;
-        let consumer = Arc::new(consumer);
-        let topic = config.topic.clone();
-        let reader = Reader {
-            consumer: Arc::clone(&consumer),
-            config,
-            positions,
-            assigned: BTreeSet::new(),
-            listed: None,
-            ends: BTreeMap::new(),
-            ends_asked: None,
-            ready: VecDeque::new(),
-        };
-        Ok(KafkaSource { reader: OnThread::new(reader), consumer, topic, end: Positions::new() })
+        let reader = Reader::new(Arc::new(consumer), config, positions);
+        Ok(KafkaSource::of(reader))
+    }
+
+    /// Reads what the group has given to the member.
+    fn of_member(config: KafkaSourceConfig, member: Member, positions: Positions) -> KafkaSource {
+        let mut reader = Reader::new(Arc::clone(&member.consumer), config, positions);
+        let assigned = member.assignment.get();
+        reader.assigned = assigned.partitions;
+        reader.group = Some(Joined { member, generation: assigned.generation, placed: false });
+        KafkaSource::of(reader)
+    }
+
+    fn of(reader: Reader) -> KafkaSource {
+        let (consumer, topic) = (Arc::clone(&reader.consumer), reader.config.topic.clone());
+        let group = reader.group.as_ref().map(|joined| joined.member.clone());
+        KafkaSource { reader: OnThread::new(reader), consumer, group, topic, end: Positions::new() }
     }
 }
 
@@ -160,7 +162,10 @@ impl Source for KafkaSource {
 
     async fn committed(&mut self, positions: &Positions) -> Result<(), SourceError> {
         let mut list = TopicPartitionList::new();
-        for (&partition, &offset) in positions {
+        // what is another's by now is another's to tell
+        let ours = self.group.as_ref().map(|member| member.assignment.get().partitions);
+        let ours = |partition: &u32| ours.as_ref().is_none_or(|ours| ours.contains(partition));
+        for (&partition, &offset) in positions.iter().filter(|(partition, _)| ours(partition)) {
             let added = number(partition).and_then(|partition| {
                 list.add_partition_offset(&self.topic, partition, kafka_offset(offset)).ok()
             });
@@ -192,6 +197,9 @@ fn kafka_offset(offset: u64) -> Offset {
 /// The part that waits for brokers, on a thread of its own.
 struct Reader {
     consumer: Arc<KafkaConsumer>,
+    /// Asks how far partitions go, by a connection of its own: on the consumer's, an answer would wait for the fetch that
+    /// waits for messages. Made with the first question.
+    asker: Option<BaseConsumer>,
     config: KafkaSourceConfig,
     /// One past what was handed on, or where the store is.
     positions: Positions,
@@ -201,12 +209,41 @@ struct Reader {
     ends_asked: Option<Instant>,
     /// Read and not handed on: it did not fit into the budget any more.
     ready: VecDeque<LogMessage>,
+    group: Option<Joined>,
+}
+
+/// What is read as a member of a group.
+struct Joined {
+    member: Member,
+    /// Of the assignment that this reader reads.
+    generation: u64,
+    /// Its partitions are read from where the store is.
+    placed: bool,
 }
 
 impl Reader {
+    fn new(consumer: Arc<KafkaConsumer>, config: KafkaSourceConfig, positions: Positions) -> Reader {
+        Reader {
+            consumer,
+            asker: None,
+            config,
+            positions,
+            assigned: BTreeSet::new(),
+            listed: None,
+            ends: BTreeMap::new(),
+            ends_asked: None,
+            ready: VecDeque::new(),
+            group: None,
+        }
+    }
+
     fn poll(&mut self, max_bytes: usize) -> Result<Vec<LogMessage>, SourceError> {
-        if self.listed.is_none_or(|at| at.elapsed() >= LIST_EVERY) {
-            self.list()?;
+        self.still_ours()?;
+        match &self.group {
+            Some(joined) if !joined.placed => self.reassign()?,
+            Some(_) => {}
+            None if self.listed.is_none_or(|at| at.elapsed() >= LIST_EVERY) => self.list()?,
+            None => {}
         }
         if self.ends_asked.is_none_or(|at| at.elapsed() >= ENDS_EVERY) {
             self.ask_ends();
@@ -239,11 +276,35 @@ impl Reader {
                 }
             }
         }
+        // the callbacks of the group come with a poll: what was read then may be another's
+        self.still_ours()?;
         match problem {
             // what was read is handed on first; a problem that lasts comes again
             Some(error) if messages.is_empty() => Err(error),
             _ => Ok(messages),
         }
+    }
+
+    /// [`SourceError::Moved`] where the group has given other partitions since this reader was made.
+    fn still_ours(&self) -> Result<(), SourceError> {
+        match &self.group {
+            Some(joined) if joined.member.assignment.generation() != joined.generation => {
+                Err(SourceError::Moved)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The brokers do not know the group's protocol: it is joined by the one before.
+    fn fall_back(&self) -> Option<SourceError> {
+        let joined = self.group.as_ref()?;
+        let was_classic = joined.member.classic.swap(true, Ordering::Relaxed);
+        (!was_classic).then(|| {
+            tracing::warn!(
+                "the brokers do not know the consumer group protocol of KIP-848: taking the classic one"
+            );
+            SourceError::Moved
+        })
     }
 
     /// Puts what comes next into `ready`; whether there was something.
@@ -274,6 +335,17 @@ impl Reader {
                 self.ready.push_back(LogMessage { partition, offset, payload });
                 Ok(true)
             }
+            Some(Err(
+                KafkaError::MessageConsumptionFatal(RDKafkaErrorCode::UnsupportedFeature)
+                | KafkaError::MessageConsumptionFatal(RDKafkaErrorCode::UnsupportedVersion)
+                | KafkaError::MessageConsumption(RDKafkaErrorCode::UnsupportedFeature)
+                | KafkaError::MessageConsumption(RDKafkaErrorCode::UnsupportedVersion),
+            )) if self.group.is_some() => Err(self.fall_back().unwrap_or_else(|| {
+                SourceError::Fatal(format!(
+                    "topic `{}`: the brokers know no consumer groups",
+                    self.config.topic
+                ))
+            })),
             Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
                 Err(SourceError::Fatal(format!("topic `{}`: {code}", self.config.topic)))
             }
@@ -358,7 +430,8 @@ impl Reader {
         Ok(())
     }
 
-    fn reassign(&self) -> Result<(), SourceError> {
+    /// Reads what is assigned from its positions on.
+    fn reassign(&mut self) -> Result<(), SourceError> {
         let mut list = TopicPartitionList::new();
         for &partition in &self.assigned {
             let offset =
@@ -373,7 +446,23 @@ impl Reader {
                 }
             }
         }
-        self.consumer.assign(&list).map_err(|error| self.unavailable(&error))
+        let Some(joined) = &mut self.group else {
+            return self.consumer.assign(&list).map_err(|error| self.unavailable(&error));
+        };
+        if list.count() > 0 {
+            let sought = self.consumer.seek_partitions(list, ANSWER).and_then(|sought| {
+                sought.elements().iter().try_for_each(|part| part.error())?;
+                self.consumer.resume(&sought)
+            });
+            if let Err(error) = sought {
+                // a partition that was just given cannot be sought yet
+                joined.placed = false;
+                std::thread::sleep(Duration::from_millis(20));
+                return Err(self.unavailable(&error));
+            }
+        }
+        joined.placed = true;
+        Ok(())
     }
 
     /// The broker does not have the offset that was asked for in some partition: what is gone is told, and reading goes on
@@ -408,9 +497,14 @@ impl Reader {
         self.reassign()
     }
 
-    fn watermarks(&self, partition: u32, timeout: Duration) -> KafkaResult<(u64, u64)> {
+    fn watermarks(&mut self, partition: u32, timeout: Duration) -> KafkaResult<(u64, u64)> {
         let partition = number(partition).unwrap_or(-1);
-        let (low, high) = self.consumer.fetch_watermarks(&self.config.topic, partition, timeout)?;
+        let asker = match self.asker.take() {
+            Some(asker) => asker,
+            None => self.config.client().create()?,
+        };
+        let (low, high) =
+            self.asker.insert(asker).fetch_watermarks(&self.config.topic, partition, timeout)?;
         Ok((u64::try_from(low).unwrap_or(0), u64::try_from(high).unwrap_or(0)))
     }
 
@@ -418,11 +512,13 @@ impl Reader {
     fn ask_ends(&mut self) {
         self.ends_asked = Some(Instant::now());
         for partition in self.assigned.clone() {
-            match self.watermarks(partition, WAIT) {
+            match self.watermarks(partition, LOOK) {
                 Ok((_, high)) => {
                     self.ends.insert(partition, high);
                 }
-                Err(_) => return,
+                Err(error) => {
+                    return tracing::debug!(%error, partition, "the end of a partition is not known");
+                }
             }
         }
     }

@@ -36,6 +36,9 @@ pub enum SourceError {
     /// Try again later; the source recovers by itself.
     #[error("the log cannot be read now: {0}")]
     Unavailable(String),
+    /// Other partitions are to be read from now on: read the store again and open the log at its positions.
+    #[error("the group has given other partitions")]
+    Moved,
     /// Stop and tell the operator: going on would lose or repeat rows.
     #[error("the log cannot be read: {0}")]
     Fatal(String),

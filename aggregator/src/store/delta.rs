@@ -449,6 +449,15 @@ impl DeltaLog {
         }
     }
 
+    /// Reads what other writers have committed since; whether there was anything.
+    pub(crate) async fn catch_up(&mut self) -> Result<bool, StoreError> {
+        let before = self.version;
+        while let Some(actions) = self.read(self.version + 1).await? {
+            self.advance(self.version + 1, actions);
+        }
+        Ok(self.version != before)
+    }
+
     fn advance(&mut self, version: u64, actions: Vec<Action>) {
         self.version = version;
         actions.into_iter().for_each(|action| self.state.apply(action));

@@ -45,6 +45,7 @@ pub struct StoreMetrics {
     stored_rows: Family<TableLabel, Gauge>,
     hot_rows: Family<TableLabel, Gauge>,
     hot_bytes: Family<TableLabel, Gauge>,
+    partitions: Gauge,
     lag_offsets: Gauge,
     lag_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
     ready: Gauge,
@@ -79,6 +80,7 @@ impl Default for StoreMetrics {
             stored_rows: Family::default(),
             hot_rows: Family::default(),
             hot_bytes: Family::default(),
+            partitions: Gauge::default(),
             lag_offsets: Gauge::default(),
             lag_seconds: Gauge::default(),
             ready: Gauge::default(),
@@ -153,6 +155,11 @@ impl StoreMetrics {
         store.register("hot_rows", "Rows served from memory, by table", self.hot_rows.clone());
         store.register("hot_bytes", "Memory of these rows, by table", self.hot_bytes.clone());
         store.register(
+            "partitions",
+            "Partitions of the log that this aggregator reads",
+            self.partitions.clone(),
+        );
+        store.register(
             "lag_offsets",
             "Offsets in the log that queries do not see yet",
             self.lag_offsets.clone(),
@@ -179,6 +186,7 @@ impl StoreMetrics {
             .iter()
             .map(|(partition, end)| end.saturating_sub(info.seen.get(partition).copied().unwrap_or(0)));
         self.lag_offsets.set(gauge(behind.sum()));
+        self.partitions.set(gauge(info.end.len() as u64));
         self.lag_seconds.set(info.lag_seconds.unwrap_or(f64::NAN));
         self.ready.set(i64::from(info.problem.is_none()));
     }

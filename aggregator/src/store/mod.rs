@@ -50,7 +50,7 @@ pub(crate) use delta::{CommitError, DataFile};
 pub(crate) use table::{Content, HotBatch, Snapshot, StoreTable};
 
 use delta::DeltaLog;
-use table::{Spec, at_least, origin_transactions, origins_of, positions_of, transactions};
+use table::{Spec, at_least, moved_on, origin_transactions, origins_of, positions_of, transactions};
 use writer::FileOptions;
 
 use crate::provider::StoreProvider;
@@ -324,8 +324,13 @@ impl Store {
         }
         actions.extend(origin_transactions(&self.apps, &log.state.txns, origins));
         log.commit(actions, "SETTLE", &fence, &uuid::Uuid::new_v4().to_string()).await?;
-        *owned = positions_of(&log.state.txns, &self.apps);
+        moved_on(owned, upto);
         Ok(())
+    }
+
+    /// Learns what other aggregators have committed.
+    pub(crate) async fn refresh(&self) -> Result<(), StoreError> {
+        try_join_all(self.tables.iter().map(|table| table.refresh())).await.map(|_| ())
     }
 
     pub(crate) fn note_seen(&self, seen: &Positions, newest: &BTreeMap<u32, i64>) {

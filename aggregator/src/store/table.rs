@@ -316,13 +316,24 @@ impl StoreTable {
             let Some(ready) = prepared.as_ref() else { return Ok(total) };
             log.commit(ready.actions.clone(), "WRITE", &ready.fence, &ready.id).await?;
             let Some(done) = prepared.take() else { return Ok(total) };
-            *owned = positions_of(&log.state.txns, &self.apps);
+            moved_on(owned, &done.upto);
             total.commits += 1;
             total.rows += done.rows;
             let sizes = done.actions.iter().filter_map(|action| action.add.as_ref());
             total.bytes += sizes.map(|add| u64::try_from(add.size).unwrap_or(0)).sum::<u64>();
             self.publish(&writer, |snapshot| pass(snapshot, &done.upto));
         }
+    }
+
+    /// Learns what other writers have committed: of partitions that are theirs, or that were ours. Rows that are in files
+    /// by now are shown from there. What this process believes to own is left as it is: its next commit will tell.
+    pub(crate) async fn refresh(&self) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        if writer.log.catch_up().await? {
+            let positions = offsets(&positions_of(&writer.log.state.txns, &self.apps));
+            self.publish(&writer, |snapshot| pass(snapshot, &positions));
+        }
+        Ok(())
     }
 
     /// Writes the files of the next commit; None where nothing is hot before `upto`.
@@ -372,20 +383,28 @@ impl StoreTable {
         file.add(path, data_change)
     }
 
-    /// Commits a change of files that changes no position (compaction, retention).
+    /// Commits a change of files that changes no position (compaction, retention): the files that it removes must still be
+    /// there.
     pub(crate) async fn commit_files(
         &self,
         actions: Vec<Action>,
         operation: &str,
     ) -> Result<(), CommitError> {
         let mut writer = self.writer.lock().await;
-        let apps = &self.apps;
-        let fence: Vec<_> =
-            writer.owned.iter().map(|(partition, at)| (format!("{apps}{partition}"), Some(*at))).collect();
         let id = uuid::Uuid::new_v4().to_string();
-        writer.log.commit(actions, operation, &fence, &id).await?;
+        writer.log.commit(actions, operation, &[], &id).await?;
         self.publish(&writer, |_| {});
         Ok(())
+    }
+}
+
+/// Notes own positions after a commit. Only these: where another writer has taken over a partition, the next commit to it
+/// must fail.
+pub(crate) fn moved_on(owned: &mut BTreeMap<u32, i64>, upto: &Positions) {
+    for (partition, offset) in upto {
+        let version = i64::try_from(*offset).unwrap_or(i64::MAX);
+        let own = owned.entry(*partition).or_insert(version);
+        *own = (*own).max(version);
     }
 }
 

@@ -24,5 +24,6 @@ mod prometheus;
 mod readers;
 mod receive;
 mod reload;
+mod scale;
 mod tidy;
 mod totals;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use weir_aggregator::aggregate::{AggregatorConfig, HttpConfig, PostgresConfig};
 use weir_aggregator::rollup::AggregateConfig;
-use weir_aggregator::source::kafka::KafkaSourceConfig;
+use weir_aggregator::source::kafka::{KafkaSourceConfig, Share};
 use weir_aggregator::sql::SqlConfig;
 use weir_aggregator::store::StoreConfig;
 use weir_collector::batch::BatchConfig;
@@ -140,14 +140,16 @@ pub(crate) struct LogConfig {
 pub(crate) struct KafkaReaderConfig {
     /// The consumer group that is told how far the store is.
     pub(crate) group: String,
+    /// `all`: this aggregator reads all partitions. `group`: the aggregators of the group share them, all on one store.
+    pub(crate) share: Share,
     /// How much is fetched ahead.
     pub(crate) prefetch_bytes: usize,
 }
 
 impl Default for KafkaReaderConfig {
     fn default() -> Self {
-        let KafkaSourceConfig { group, prefetch_bytes, .. } = KafkaSourceConfig::default();
-        KafkaReaderConfig { group, prefetch_bytes }
+        let KafkaSourceConfig { group, share, prefetch_bytes, .. } = KafkaSourceConfig::default();
+        KafkaReaderConfig { group, share, prefetch_bytes }
     }
 }
 
@@ -158,6 +160,7 @@ impl LogConfig {
             bootstrap_servers: self.kafka.bootstrap_servers.clone(),
             topic: self.kafka.topic.clone(),
             group: self.kafka_reader.group.clone(),
+            share: self.kafka_reader.share,
             prefetch_bytes: self.kafka_reader.prefetch_bytes,
             settings: self.kafka.settings.clone(),
             ..KafkaSourceConfig::default()

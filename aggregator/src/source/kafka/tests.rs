@@ -252,6 +252,7 @@ async fn what_is_no_batch_is_handed_on_and_what_is_newer_stops(broker: &Broker) 
                 stopped += 1;
             }
             Err(SourceError::Unavailable(_)) => {}
+            Err(error @ SourceError::Moved) => panic!("{error}"),
         }
     }
     assert_eq!(all.len(), 4, "{all:?}");

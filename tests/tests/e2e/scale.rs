@@ -1,0 +1,110 @@
+//! Several collectors, several aggregators, one Kafka, one store.
+
+use std::time::{Duration, Instant};
+
+use weir_tests::generate::{Load, Sent};
+use weir_tests::kafka::Kafka;
+use weir_tests::wait::{LONG, until};
+use weir_tests::weir::{Setup, Weir};
+
+const TOTALS: &str = "select count(*), sum(bytes), sum(packets) from flows";
+const ROLLUP: &str = "select sum(flows), sum(bytes), sum(packets) from flows_1m";
+/// A member that is gone is soon noticed.
+const QUICK: &str = "group.consumer.min.session.timeout.ms=2000;group.consumer.session.timeout.ms=3000;\
+                     group.consumer.min.heartbeat.interval.ms=500;group.consumer.heartbeat.interval.ms=500";
+
+/// Partitions that each has, once they have all of them between them.
+fn shares(aggregators: &[&Weir], partitions: usize) -> Vec<usize> {
+    until(LONG, "every partition at one aggregator", || {
+        let shares: Vec<usize> = aggregators
+            .iter()
+            .map(|weir| weir.metrics().sum("weir_store_partitions", &[]).unwrap_or(0.0) as usize)
+            .collect();
+        let fair = shares.iter().all(|share| *share > 0);
+        if fair && shares.iter().sum::<usize>() == partitions {
+            Ok(shares)
+        } else {
+            Err(format!("{shares:?}"))
+        }
+    })
+}
+
+/// Collectors and aggregators come, go and are killed, while flows are sent: every aggregator ends with all of them.
+fn aggregators_come_and_go(settings: &str, protocol: &str) {
+    let kafka = Kafka::with(settings);
+    let store = tempfile::tempdir().unwrap();
+    let config = format!(
+        "{}partitions = 6\n[log.kafka.settings]\n\"session.timeout.ms\" = \"6000\"\n\
+         [log.kafka_reader]\nshare = \"group\"\n[store]\nurl = \"{}\"\ncommit_interval_ms = 500\n",
+        kafka.config(),
+        store.path().display()
+    );
+    let setups: Vec<Setup> = (0..5).map(|_| Setup::new().config(&config)).collect();
+    let [first, second, a, b, c] = &setups[..] else { unreachable!() };
+    let collectors = [first.start_role("collect"), second.start_role("collect")];
+    let one = a.start_role("aggregate");
+    assert_eq!(shares(&[&one], 6), [6]);
+    let (joined, protocols) = (one.log(), ["classic", "consumer"]);
+    assert!(
+        protocols.contains(&protocol) && joined.contains(&format!("protocol=\"{protocol}\"")),
+        "{joined}"
+    );
+    let mut total = Sent::default();
+    let sent: Vec<Sent> = std::thread::scope(|scope| {
+        let senders: Vec<_> = collectors
+            .iter()
+            .zip(1..)
+            .map(|(collector, seed)| {
+                scope.spawn(move || Load::new(120_000).rate(8_000).exporters(8).seed(seed).run(collector))
+            })
+            .collect();
+        let two = b.start_role("aggregate");
+        assert_eq!(shares(&[&one, &two], 6), [3, 3]);
+        let three = c.start_role("aggregate");
+        shares(&[&one, &two, &three], 6);
+        two.kill();
+        shares(&[&one, &three], 6);
+        assert!(three.stop().success());
+        shares(&[&one], 6);
+        senders.into_iter().map(|sender| sender.join().unwrap()).collect()
+    });
+    for sent in sent {
+        total.rows += sent.rows;
+        total.bytes += sent.bytes;
+        total.packets += sent.packets;
+    }
+    let wanted = [total.rows, total.bytes, total.packets];
+    one.until_numbers(TOTALS, &wanted);
+    one.until_numbers(ROLLUP, &wanted);
+    // one that comes late sees what the others have stored
+    let late = b.start_role("aggregate");
+    late.until_numbers(TOTALS, &wanted);
+    late.until_numbers(ROLLUP, &wanted);
+    // a rebalance storm changes nothing
+    let storm = Instant::now();
+    while storm.elapsed() < Duration::from_secs(6) {
+        c.start_role("aggregate").kill();
+    }
+    for collector in collectors {
+        assert!(collector.stop().success());
+    }
+    for weir in [&one, &late] {
+        weir.until_numbers(TOTALS, &wanted);
+        weir.until_numbers(ROLLUP, &wanted);
+    }
+    assert!(late.stop().success());
+    assert!(one.stop().success());
+}
+
+#[test]
+fn aggregators_share_the_partitions_by_the_new_group_protocol() {
+    aggregators_come_and_go(QUICK, "consumer");
+}
+
+#[test]
+fn aggregators_share_the_partitions_by_the_classic_group_protocol() {
+    aggregators_come_and_go(
+        "group.coordinator.rebalance.protocols=classic;group.min.session.timeout.ms=3000",
+        "classic",
+    );
+}

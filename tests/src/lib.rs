@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod netflow5;
 pub mod packets;
 pub mod pdml;
+pub mod s3;
 pub mod wait;
 pub mod weir;
 

@@ -11,6 +11,7 @@ use weir_tests::command::signal;
 use weir_tests::kafka::Kafka;
 use weir_tests::ledger::{Ledger, assert_lossless};
 use weir_tests::netflow5::{Flow, datagram};
+use weir_tests::s3::S3;
 use weir_tests::wait::{LONG, until, until_equal};
 use weir_tests::weir::{Setup, Weir};
 
@@ -301,4 +302,53 @@ fn mixed_kills_through_kafka_count_every_flow_once() {
         weir.until_numbers("select sum(bytes), sum(packets) from flows", &[bytes, rows]);
     }
     assert!(weir.stop().success());
+}
+
+/// The tables on a real S3 server, which stands still, dies with requests in hand, and is not there for a while; and the
+/// aggregator dies meanwhile.
+#[test]
+fn tables_on_s3_lose_and_repeat_nothing() {
+    let mut s3 = S3::start();
+    let setup = Setup::new().config(&s3.config());
+    let weir = setup.start();
+    let sender = Sender::default();
+    let mut moments = Moments(seed() + 4);
+    std::thread::scope(|scope| {
+        scope.spawn(|| sender.run(weir.addresses.udp[0]));
+        let _stop = StopAtEnd(&sender);
+        for fault in 0..6 {
+            std::thread::sleep(moments.pause());
+            match fault % 3 {
+                0 => {
+                    s3.kill();
+                    std::thread::sleep(moments.pause());
+                    s3.start_again();
+                }
+                1 => {
+                    // whether a request that stands still has done its work nobody knows
+                    s3.signal("STOP");
+                    std::thread::sleep(moments.pause());
+                    weir.kill_role("aggregate");
+                    s3.signal("CONT");
+                }
+                _ => {
+                    s3.signal("STOP");
+                    std::thread::sleep(moments.pause());
+                    s3.kill();
+                    s3.start_again();
+                    weir.kill_role("aggregate");
+                }
+            }
+        }
+    });
+    let sent = sender.sent();
+    until(3 * LONG, "every flow in SQL", || {
+        let rows = weir.try_sql(COUNTS)?;
+        if rows[0][0] == sent.to_string() { Ok(()) } else { Err(format!("{rows:?} of {sent}")) }
+    });
+    assert_eq!(assert_no_duplicate(&weir, sent), sent);
+    assert_lossless(&weir);
+    assert!(weir.stop().success());
+    let weir = setup.start();
+    assert_eq!(assert_no_duplicate(&weir, sent), sent, "after a restart");
 }

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, views};
+use crate::follow::follow_all;
 use crate::ingest::{Ingest, IngestError, OpenSource};
 use crate::rollup::AggregateConfig;
 pub use crate::serve::{HttpConfig, PostgresConfig};
@@ -63,15 +64,32 @@ impl AggregatorConfig {
     }
 }
 
+/// How the log is read.
+pub enum LogAccess {
+    /// All of it is stored here.
+    All(OpenSource),
+    /// Aggregators share it, all on one store: the first opens what this one stores, the second what the others do.
+    Shared(OpenSource, OpenSource),
+    /// Nothing is stored here: others do that, and queries show what they have not stored yet.
+    Query(OpenSource),
+}
+
+impl std::fmt::Debug for LogAccess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            LogAccess::All(_) => "All",
+            LogAccess::Shared(..) => "Shared",
+            LogAccess::Query(_) => "Query",
+        })
+    }
+}
+
 /// What the role is given.
 pub struct AggregatorDeps {
     pub data_dir: PathBuf,
     /// Names the log whose offsets the store carries.
     pub log_id: String,
-    /// Opens the log where the store stands.
-    pub open: OpenSource,
-    /// Other aggregators write the same store.
-    pub shared_store: bool,
+    pub log: LogAccess,
     pub http: TcpListener,
     pub postgres: TcpListener,
     /// Whether a collector runs on this machine: then weir is not ready without it.
@@ -163,12 +181,30 @@ impl Aggregator {
             Box::new(move || of_metrics.metrics().update(&of_metrics.info())),
         );
 
-        if deps.shared_store {
+        let maintenance = CancellationToken::new();
+        let stores = !matches!(deps.log, LogAccess::Query(_));
+        if !matches!(deps.log, LogAccess::All(_)) {
             tokio::spawn(refresh(Arc::clone(&store), servers.clone()));
         }
-        let maintenance = CancellationToken::new();
-        let maintain = tokio::spawn(Maintenance::new(Arc::clone(&store)).run(maintenance.clone()));
-        let mut ingest = std::pin::pin!(Ingest::new(Arc::clone(&store), deps.open).run(shutdown));
+        let maintain = {
+            let (store, stop) = (Arc::clone(&store), maintenance.clone());
+            tokio::spawn(async move {
+                if stores {
+                    Maintenance::new(store).run(stop).await;
+                }
+            })
+        };
+        let of_log = Arc::clone(&store);
+        let ingest = async move {
+            match deps.log {
+                LogAccess::All(open) => Ingest::new(of_log, open).run(shutdown).await,
+                LogAccess::Shared(open, others) => {
+                    Ingest::new(of_log, open).beside(Some(others)).run(shutdown).await
+                }
+                LogAccess::Query(open) => follow_all(of_log, open, shutdown).await,
+            }
+        };
+        let mut ingest = std::pin::pin!(ingest);
         // What SQL showed before a restart it shows after it: the rows that were in memory only are read again first.
         let ended = tokio::select! {
             ended = &mut ingest => Some(ended),

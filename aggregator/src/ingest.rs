@@ -4,18 +4,17 @@
 //! was found. Nothing is acknowledged to the log before it is committed, so whatever stops the loop repeats nothing and
 //! loses nothing.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use weir_schemas::Table;
-use weir_schemas::envelope::{EnvelopeError, Origin};
+use weir_schemas::envelope::EnvelopeError;
 
-use crate::hot;
-use crate::source::{LogMessage, Origins, Payload, Positions, Source, SourceError};
-use crate::store::{CommitError, HotBatch, Start, Store, StoreError};
+use crate::follow::Beside;
+use crate::intake::Intake;
+use crate::source::{LogMessage, Positions, Source, SourceError};
+use crate::store::{CommitError, Store, StoreError};
 
 /// Opens the log at the given positions.
 pub type OpenSource = Box<dyn Fn(&Positions) -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
@@ -50,6 +49,8 @@ enum Round {
 pub struct Ingest {
     store: Arc<Store>,
     open: OpenSource,
+    /// What other aggregators read.
+    others: Option<OpenSource>,
 }
 
 impl std::fmt::Debug for Ingest {
@@ -60,13 +61,18 @@ impl std::fmt::Debug for Ingest {
 
 impl Ingest {
     pub fn new(store: Arc<Store>, open: OpenSource) -> Ingest {
-        Ingest { store, open }
+        Ingest { store, open, others: None }
+    }
+
+    /// Shows what others read, too, without storing it.
+    pub fn beside(self, others: Option<OpenSource>) -> Ingest {
+        Ingest { others, ..self }
     }
 
     /// Runs until `shutdown`; then takes what the log still has, commits it, and returns.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), IngestError> {
         loop {
-            let Start { positions: start, origins } = match self.store.reload().await {
+            let start = match self.store.reload().await {
                 Ok(start) => start,
                 Err(StoreError::Objects(error)) => {
                     if self.wait(&shutdown, &format!("the store cannot be read: {error}")).await {
@@ -76,7 +82,7 @@ impl Ingest {
                 }
                 Err(error) => return Err(error.into()),
             };
-            let source = match (self.open)(&start) {
+            let source = match (self.open)(&start.positions) {
                 Ok(source) => source,
                 Err(SourceError::Unavailable(error)) => {
                     if self.wait(&shutdown, &format!("the log cannot be opened: {error}")).await {
@@ -87,19 +93,24 @@ impl Ingest {
                 Err(error) => return Err(error.into()),
             };
             self.store.note_problem(None);
+            let beside =
+                self.others.as_ref().and_then(|open| Beside::start(&self.store, open, start.clone()));
             let mut round = Reader {
                 store: &self.store,
                 source,
-                seen: start.clone(),
-                start,
-                origins,
+                start: start.positions.clone(),
+                intake: Intake::new(start, false),
                 oldest: None,
                 commit: JoinSet::new(),
                 committing: None,
                 retry_at: None,
                 log_away: false,
             };
-            match round.run(&shutdown).await? {
+            let ended = round.run(&shutdown).await;
+            if let Some(beside) = beside {
+                beside.stop().await;
+            }
+            match ended? {
                 Round::Stopped => return Ok(()),
                 Round::Again => {}
             }
@@ -121,12 +132,9 @@ impl Ingest {
 struct Reader<'a> {
     store: &'a Arc<Store>,
     source: Box<dyn Source>,
-    /// One past the last offset taken.
-    seen: Positions,
+    intake: Intake,
     /// Where the round began.
     start: Positions,
-    /// Of the messages before `seen`.
-    origins: Origins,
     /// When the oldest row that no commit has in hand was taken.
     oldest: Option<Instant>,
     /// At most one commit runs at a time; dropping the reader stops it at its next await.
@@ -236,9 +244,9 @@ impl Reader<'_> {
         // Of partitions that were not read in this round nothing is known but where they stood: another aggregator may
         // have them.
         let is_read = |partition: &u32, seen: &u64| self.start.get(partition) != Some(seen);
-        let mut upto = self.seen.clone();
+        let mut upto = self.intake.seen.clone();
         upto.retain(|partition, seen| is_read(partition, seen));
-        let mut origins = self.origins.clone();
+        let mut origins = self.intake.origins.clone();
         origins.retain(|(partition, ..), _| upto.contains_key(partition));
         let store = Arc::clone(self.store);
         self.committing = Some(upto.clone());
@@ -287,119 +295,16 @@ impl Reader<'_> {
         }
     }
 
-    /// Opens messages and shows their rows.
+    /// Takes what came, and tells how far that is.
     async fn take(&mut self, messages: Vec<LogMessage>) -> Result<(), IngestError> {
         let caught_up = messages.is_empty();
         if !caught_up {
-            let fresh = |message: &LogMessage| {
-                self.seen.get(&message.partition).is_none_or(|seen| message.offset >= *seen)
-            };
-            let fresh: Vec<LogMessage> = messages.into_iter().filter(fresh).collect();
-            let opened = tokio::task::spawn_blocking(move || fresh.into_iter().map(open).collect::<Vec<_>>());
-            let opened =
-                opened.await.map_err(|error| StoreError::Corrupt(format!("opening died: {error}")))?;
-            let mut batches: BTreeMap<Table, Vec<Arc<HotBatch>>> = BTreeMap::new();
-            let mut newest: BTreeMap<u32, i64> = BTreeMap::new();
-            for (message, opened) in opened {
-                if let Payload::Batch { envelope, .. } = &message.payload {
-                    let known = newest.entry(message.partition).or_insert(envelope.max_time_us);
-                    *known = (*known).max(envelope.max_time_us);
-                }
-                if !self.is_again(&message) {
-                    self.account(&message, opened, &mut batches)?;
-                }
-                self.seen.insert(message.partition, message.offset + 1);
-            }
-            for (table, batches) in batches {
-                self.store.take(table, &batches);
-            }
+            self.intake.take(self.store, messages).await?;
             self.oldest.get_or_insert_with(Instant::now);
-            self.store.note_seen(&self.seen, &newest);
         }
         let end = self.source.end();
-        let behind = end.iter().any(|(partition, end)| self.seen.get(partition).copied().unwrap_or(0) < *end);
+        let behind = self.intake.is_behind(&end);
         self.store.note_end(end, caught_up || !behind);
         Ok(())
     }
-
-    /// True for a message that stands in the log for the second time: a collector that crashed, or whose broker did not
-    /// answer, has sent it again.
-    fn is_again(&mut self, message: &LogMessage) -> bool {
-        let Payload::Batch { envelope, .. } = &message.payload else { return false };
-        let Some(Origin { spool, partition, offset }) = envelope.origin else { return false };
-        let next = self.origins.entry((message.partition, spool, partition)).or_insert(0);
-        if offset < *next {
-            let metrics = self.store.metrics();
-            metrics.repeated_messages.inc();
-            metrics.repeated_rows.inc_by(envelope.rows.into());
-            return true;
-        }
-        *next = offset + 1;
-        false
-    }
-
-    fn account(
-        &self,
-        message: &LogMessage,
-        opened: Opened,
-        batches: &mut BTreeMap<Table, Vec<Arc<HotBatch>>>,
-    ) -> Result<(), IngestError> {
-        let metrics = self.store.metrics();
-        let (partition, offset) = (message.partition, message.offset);
-        metrics.messages.inc();
-        match opened {
-            Opened::Batch(table, batch) => {
-                let bytes = hot::bytes(&batch);
-                batches.entry(table).or_default().push(Arc::new(HotBatch {
-                    partition,
-                    offset,
-                    batch,
-                    bytes,
-                }));
-            }
-            Opened::Newer(error) => return Err(IngestError::Newer { partition, offset, error }),
-            Opened::Foreign(reason) => {
-                metrics.foreign.inc();
-                tracing::warn!(
-                    partition,
-                    offset,
-                    reason,
-                    "a message of the log cannot be opened; passed over"
-                );
-                let bytes = match &message.payload {
-                    Payload::Batch { body, .. } => body,
-                    Payload::Foreign { bytes, .. } => bytes,
-                    Payload::Gap { .. } => return Ok(()),
-                };
-                self.store.keep_foreign(partition, offset, &reason, bytes);
-            }
-            Opened::Gap(from) => {
-                metrics.gaps.inc();
-                metrics.gap_offsets.inc_by((offset + 1).saturating_sub(from));
-                tracing::error!(partition, from, to = offset, "the log lost messages before they were read");
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A message, opened.
-enum Opened {
-    Batch(Table, arrow::array::RecordBatch),
-    Foreign(String),
-    Newer(EnvelopeError),
-    Gap(u64),
-}
-
-fn open(message: LogMessage) -> (LogMessage, Opened) {
-    let opened = match &message.payload {
-        Payload::Batch { envelope, body } => match hot::open(envelope, body) {
-            Ok(batch) => Opened::Batch(envelope.table, batch),
-            Err(error @ EnvelopeError::Newer(_)) => Opened::Newer(error),
-            Err(error) => Opened::Foreign(error.to_string()),
-        },
-        Payload::Foreign { reason, .. } => Opened::Foreign(reason.clone()),
-        Payload::Gap { from } => Opened::Gap(*from),
-    };
-    (message, opened)
 }

@@ -6,8 +6,10 @@
 pub mod aggregate;
 pub mod catalog;
 mod completeness;
+mod follow;
 mod hot;
 pub mod ingest;
+mod intake;
 mod provider;
 pub mod rollup;
 pub mod serve;

@@ -97,7 +97,7 @@ impl StoreProvider {
             None => Arc::clone(self.full_schema()),
         };
         let batches = match self.table.spec.content {
-            Content::Raw(_) => snapshot.hot.iter().map(|hot| hot.batch.clone()).collect(),
+            Content::Raw(_) | Content::Gaps => snapshot.hot.iter().map(|hot| hot.batch.clone()).collect(),
             Content::Rollup(rollup) => {
                 let parts = self.table.aggregates.parts(rollup, &snapshot.hot, Asker::Query).await;
                 parts.map_err(|error| DataFusionError::External(Box::new(error)))?

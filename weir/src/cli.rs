@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Collect(RoleArgs),
     /// Only store and answer queries: the log to tables and SQL.
     Aggregate(RoleArgs),
+    /// Only answer queries: over the tables that aggregators share, and what is in Kafka beyond them.
+    Query(RoleArgs),
     /// Ask a running weir in SQL.
     Sql(SqlArgs),
     /// Print the records of a capture file.

@@ -31,6 +31,8 @@ const COMMIT_EVERY: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_millis(50);
 /// Pause before the spool is read again after an error.
 const RETRY: Duration = Duration::from_secs(1);
+/// Brokers that acknowledge nothing for so long are called slow.
+const SLOW: Duration = Duration::from_secs(1);
 /// How often it is logged that the brokers take nothing.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 /// At the end: for how long the brokers may take nothing. What is left lies in the spool.
@@ -74,6 +76,7 @@ impl Forwarder {
             committed: begun,
             committed_at: Instant::now(),
             held: VecDeque::new(),
+            busy: String::new(),
             blocked: None,
             warned: None,
             read_at: Instant::now(),
@@ -114,7 +117,9 @@ struct Run {
     committed_at: Instant,
     /// Read and not yet taken by the sink.
     held: VecDeque<Message>,
-    /// Since when the sink takes nothing.
+    /// Why the sink takes nothing; empty while it does.
+    busy: String,
+    /// Since when the brokers have acknowledged nothing, although something waits.
     blocked: Option<Instant>,
     warned: Option<Instant>,
     /// When the spool is read again.
@@ -135,6 +140,7 @@ impl Run {
                 told.acknowledged += acknowledged;
                 told.refused += refused;
             });
+            self.note_progress(acknowledged.messages + refused.messages > 0);
             let all_there = read == 0 && self.held.is_empty() && self.sink.in_flight() == 0;
             if self.committed_at.elapsed() >= COMMIT_EVERY || all_there {
                 self.commit(runtime);
@@ -230,29 +236,32 @@ impl Run {
                 }
             }
         }
-        match busy.filter(|_| !self.held.is_empty()) {
-            Some(why) => self.note_blocked(why),
-            None => {
-                if let Some(since) = self.blocked.take() {
-                    if self.warned.take().is_some() {
-                        tracing::info!(
-                            after_s = since.elapsed().as_secs(),
-                            "the brokers take messages again"
-                        );
-                    }
-                    self.told.tell(|told| told.blocked = None);
-                }
-            }
-        }
+        self.busy = busy.unwrap_or_default();
     }
 
-    fn note_blocked(&mut self, why: String) {
+    /// Nothing was acknowledged although something waits: the brokers are away, or slow.
+    fn note_progress(&mut self, settled: bool) {
+        if settled || (self.held.is_empty() && self.sink.in_flight() == 0) {
+            if let Some(since) = self.blocked.take() {
+                if self.warned.take().is_some() {
+                    tracing::info!(after_s = since.elapsed().as_secs(), "the brokers take messages again");
+                }
+                self.told.tell(|told| told.blocked = None);
+            }
+            return;
+        }
         let since = *self.blocked.get_or_insert_with(Instant::now);
-        let due = self.warned.map_or(since.elapsed() > RETRY, |warned| warned.elapsed() > WARN_EVERY);
-        if due {
+        if since.elapsed() < SLOW {
+            return;
+        }
+        let why = if self.busy.is_empty() { self.sink.error() } else { self.busy.clone() };
+        if self.warned.is_none_or(|warned| warned.elapsed() > WARN_EVERY) {
             self.warned = Some(Instant::now());
             let waiting = self.told.get().waiting;
-            tracing::warn!(messages = waiting, "the brokers take nothing now, the spool keeps it: {why}");
+            tracing::warn!(
+                messages = waiting,
+                "the brokers acknowledge nothing now, the spool keeps it: {why}"
+            );
         }
         self.told.tell(|told| told.blocked = Some((why, since)));
     }

@@ -51,7 +51,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Aggregate(args) => {
             let config = Config::for_role(&args)?;
             start_logging(log.as_deref(), &config, "aggregate")?;
-            block_on(roles::aggregate(config))
+            block_on(roles::aggregate(config, false))
+        }
+        Command::Query(args) => {
+            let config = Config::for_role(&args)?;
+            start_logging(log.as_deref(), &config, "query")?;
+            block_on(roles::aggregate(config, true))
         }
         Command::Demo(args) => {
             let config = demo::config(&args)?;

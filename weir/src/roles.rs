@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use weir_aggregator::aggregate::{Aggregator, AggregatorDeps, AggregatorError};
+use weir_aggregator::aggregate::{Aggregator, AggregatorDeps, AggregatorError, LogAccess};
 use weir_aggregator::ingest::OpenSource;
 use weir_aggregator::source::Source;
 use weir_aggregator::source::embedded::EmbeddedSource;
-use weir_aggregator::source::kafka::{KafkaLog, Share};
+use weir_aggregator::source::kafka::{KafkaLog, KafkaSourceConfig, Share};
 use weir_collector::collect::{Collector, CollectorDeps, CollectorError};
 use weir_collector::receive::socket::{Socket, SocketError, take_inherited};
 use weir_collector::sink::Sink;
@@ -346,8 +346,8 @@ async fn open_log(config: &Config) -> Result<Log, Failure> {
     }
 }
 
-/// `weir aggregate`: log to tables and SQL.
-pub(crate) async fn aggregate(config: Config) -> Result<(), Failure> {
+/// `weir aggregate`: log to tables and SQL. With `query`, `weir query`: tables and the end of the log to SQL.
+pub(crate) async fn aggregate(config: Config, query: bool) -> Result<(), Failure> {
     let inherited = supervisor::inherited();
     let supervised = !inherited.is_empty();
     let http = listener(take(&inherited, "http")?, "listen.http", config.listen.http).await?;
@@ -356,17 +356,38 @@ pub(crate) async fn aggregate(config: Config) -> Result<(), Failure> {
         Addresses { udp: Vec::new(), http: http.local_addr().ok(), postgres: postgres.local_addr().ok() };
     let log = config.log.clone();
     let directory = log.embedded.directory(&config.data_dir);
-    let open: OpenSource = match log.kind {
-        LogKind::Embedded => Box::new(move |positions| {
+    let access = match log.kind {
+        LogKind::Embedded if query => {
+            return Err(Failure::usage(
+                "log.kind is embedded: its one aggregator answers queries; `weir query` is for log.kind = \"kafka\""
+                    .to_owned(),
+            ));
+        }
+        LogKind::Embedded => LogAccess::All(Box::new(move |positions| {
             let source: Box<dyn Source> = Box::new(EmbeddedSource::open(&directory, positions.clone()));
             Ok(source)
-        }),
+        })),
         LogKind::Kafka => {
-            let topic = KafkaLog::new(log.kafka_source());
-            Box::new(move |positions| {
+            let topic = Arc::new(KafkaLog::new(KafkaSourceConfig {
+                share: if query { Share::All } else { log.kafka_reader.share },
+                ..log.kafka_source()
+            }));
+            let others = Arc::clone(&topic);
+            let open: OpenSource = Box::new(move |positions| {
                 let source: Box<dyn Source> = Box::new(topic.open(positions.clone())?);
                 Ok(source)
-            })
+            });
+            match log.kafka_reader.share {
+                _ if query => LogAccess::Query(open),
+                Share::All => LogAccess::All(open),
+                Share::Group => LogAccess::Shared(
+                    open,
+                    Box::new(move |positions| {
+                        let source: Box<dyn Source> = Box::new(others.others(positions.clone())?);
+                        Ok(source)
+                    }),
+                ),
+            }
         }
     };
     let deps = AggregatorDeps {
@@ -375,8 +396,7 @@ pub(crate) async fn aggregate(config: Config) -> Result<(), Failure> {
             LogKind::Embedded => "embedded".to_owned(),
             LogKind::Kafka => format!("kafka/{}", config.log.kafka.topic),
         },
-        open,
-        shared_store: config.log.kind == LogKind::Kafka && config.log.kafka_reader.share == Share::Group,
+        log: access,
         http,
         postgres,
         collector_expected: supervised,

@@ -356,6 +356,10 @@ fn columns(table: &str, schema: &Schema) -> Vec<serde_json::Value> {
 /// Columns that views derive.
 fn derived(column: &str) -> Option<&'static str> {
     Some(match column {
+        "log_partition" => "partition of the log",
+        "first_offset" => "first of the offsets that are in no table",
+        "last_offset" => "last of them",
+        "reason" => "why: gone from the log before it was read, or what is wrong with the message",
         "dscp" => "differentiated services code point: the upper six bits of tos",
         "post_dscp" => "code point after the box re-marked it",
         "ecn" => "the lower two bits of tos",

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use weir_schemas::{Envelope, EnvelopeError};
 
 pub use self::group::KafkaLog;
-use self::group::{Context, KafkaConsumer, Member};
+use self::group::{Assignment, Context, KafkaConsumer, Member};
 use super::on_thread::OnThread;
 use super::{LogMessage, Payload, Positions, Source, SourceError};
 
@@ -141,8 +141,26 @@ impl KafkaSource {
         let mut reader = Reader::new(Arc::clone(&member.consumer), config, positions);
         let assigned = member.assignment.get();
         reader.assigned = assigned.partitions;
-        reader.group = Some(Joined { member, generation: assigned.generation, placed: false });
+        reader.watched = Some((Arc::clone(&member.assignment), assigned.generation));
+        reader.group = Some(Joined { member, placed: false });
         KafkaSource::of(reader)
+    }
+
+    /// Reads what the group has not given to the member.
+    fn of_others(
+        config: KafkaSourceConfig,
+        member: &Member,
+        positions: Positions,
+    ) -> Result<KafkaSource, SourceError> {
+        let consumer = config
+            .client()
+            .create_with_context(Context { assignment: None })
+            .map_err(|error| SourceError::Fatal(format!("log.kafka: {error}")))?;
+        let mut reader = Reader::new(Arc::new(consumer), config, positions);
+        let assigned = member.assignment.get();
+        reader.except = assigned.partitions;
+        reader.watched = Some((Arc::clone(&member.assignment), assigned.generation));
+        Ok(KafkaSource::of(reader))
     }
 
     fn of(reader: Reader) -> KafkaSource {
@@ -199,7 +217,7 @@ struct Reader {
     consumer: Arc<KafkaConsumer>,
     /// Asks how far partitions go, by a connection of its own: on the consumer's, an answer would wait for the fetch that
     /// waits for messages. Made with the first question.
-    asker: Option<BaseConsumer>,
+    asker: Option<KafkaConsumer>,
     config: KafkaSourceConfig,
     /// One past what was handed on, or where the store is.
     positions: Positions,
@@ -210,13 +228,15 @@ struct Reader {
     /// Read and not handed on: it did not fit into the budget any more.
     ready: VecDeque<LogMessage>,
     group: Option<Joined>,
+    /// Partitions that are not read.
+    except: BTreeSet<u32>,
+    /// The assignment that this reader was made for, and its generation.
+    watched: Option<(Arc<Assignment>, u64)>,
 }
 
 /// What is read as a member of a group.
 struct Joined {
     member: Member,
-    /// Of the assignment that this reader reads.
-    generation: u64,
     /// Its partitions are read from where the store is.
     placed: bool,
 }
@@ -234,6 +254,8 @@ impl Reader {
             ends_asked: None,
             ready: VecDeque::new(),
             group: None,
+            except: BTreeSet::new(),
+            watched: None,
         }
     }
 
@@ -287,8 +309,8 @@ impl Reader {
 
     /// [`SourceError::Moved`] where the group has given other partitions since this reader was made.
     fn still_ours(&self) -> Result<(), SourceError> {
-        match &self.group {
-            Some(joined) if joined.member.assignment.generation() != joined.generation => {
+        match &self.watched {
+            Some((assignment, generation)) if assignment.generation() != *generation => {
                 Err(SourceError::Moved)
             }
             _ => Ok(()),
@@ -416,7 +438,7 @@ impl Reader {
                 self.config.topic, self.config.bootstrap_servers
             )));
         }
-        self.assign(wanted)?;
+        self.assign(wanted.difference(&self.except).copied().collect())?;
         self.listed = Some(Instant::now());
         Ok(())
     }
@@ -501,7 +523,7 @@ impl Reader {
         let partition = number(partition).unwrap_or(-1);
         let asker = match self.asker.take() {
             Some(asker) => asker,
-            None => self.config.client().create()?,
+            None => self.config.client().create_with_context(Context { assignment: None })?,
         };
         let (low, high) =
             self.asker.insert(asker).fetch_watermarks(&self.config.topic, partition, timeout)?;

@@ -46,7 +46,7 @@ pub struct StoreConfig {
 }
 
 /// How long tables keep unless the configuration says otherwise.
-const RETENTION_DAYS: [(&str, u32); 20] = [
+const RETENTION_DAYS: [(&str, u32); 21] = [
     ("flows", 30),
     ("nat_events", 30),
     ("discards", 30),
@@ -56,6 +56,7 @@ const RETENTION_DAYS: [(&str, u32); 20] = [
     ("options", 30),
     ("exporter_stats", 90),
     ("exporter_events", 365),
+    ("log_gaps", 365),
     ("flows_1m", 90),
     ("flows_1h", 730),
     ("flows_1d", 3650),

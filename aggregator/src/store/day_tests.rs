@@ -189,7 +189,10 @@ async fn a_synthetic_day_has_its_true_answers() {
         let Payload::Batch { envelope, body } = &message.payload else { unreachable!("only batches") };
         let batch = crate::hot::open(envelope, body).unwrap();
         let bytes = batch.get_array_memory_size();
-        store.take(Table::Flows, &[Arc::new(HotBatch { partition: 0, offset, batch, bytes })]);
+        store.take(
+            Table::Flows,
+            &[Arc::new(HotBatch { partition: 0, offset, batch, bytes, followed: false })],
+        );
         upto.insert(0, offset + 1);
         // the last ones stay hot
         if offset % 4 == 3 && offset + 6 < batches.len() as u64 {

@@ -133,7 +133,7 @@ impl Maintenance {
         let config = &self.store.config;
         let options = FileOptions { zstd_level: config.zstd_level, row_group_rows: config.row_group_rows };
         let (files, changes) = match table.spec.content {
-            Content::Raw(_) => (vec![self.rewrite(table, day, group, options).await?], false),
+            Content::Raw(_) | Content::Gaps => (vec![self.rewrite(table, day, group, options).await?], false),
             Content::Rollup(rollup) => {
                 let mut parts = Vec::new();
                 for file in group {

@@ -17,6 +17,7 @@ mod config;
 mod day_tests;
 mod delta;
 mod files;
+mod gaps;
 mod maintenance;
 #[cfg(test)]
 mod measure;
@@ -47,6 +48,7 @@ pub use maintenance::Maintenance;
 pub use metrics::{StoreMetrics, TableLabel};
 
 pub(crate) use delta::{CommitError, DataFile};
+pub(crate) use gaps::Gap;
 pub(crate) use table::{Content, HotBatch, Snapshot, StoreTable};
 
 use delta::DeltaLog;
@@ -183,7 +185,10 @@ impl Store {
     ) -> Result<Arc<Store>, StoreError> {
         let apps = format!("weir/{log_id}/");
         let aggregates = Arc::new(Aggregates::new(aggregate));
-        let open = |spec| StoreTable::open(spec, Arc::clone(&objects), apps.clone(), Arc::clone(&aggregates));
+        let metrics = StoreMetrics::default();
+        let open = |spec| {
+            StoreTable::open(spec, Arc::clone(&objects), apps.clone(), Arc::clone(&aggregates), &metrics)
+        };
         let tables = try_join_all(Spec::all().into_iter().map(open)).await?;
         let ledger_schema = Schema::new(vec![
             Field::new("log_partition", DataType::Int64, true),
@@ -200,7 +205,7 @@ impl Store {
             tables: tables.into_iter().map(Arc::new).collect(),
             ledger: tokio::sync::Mutex::new(Ledger { log, owned }),
             progress: RwLock::default(),
-            metrics: StoreMetrics::default(),
+            metrics,
         });
         store.reload().await?;
         Ok(store)
@@ -256,12 +261,7 @@ impl Store {
                 |(partition, version): (&u32, &i64)| (*partition, u64::try_from(*version).unwrap_or(0));
             (ledger.owned.iter().map(offset).collect(), origins_of(&ledger.log.state.txns, &self.apps))
         };
-        let reloaded = try_join_all(self.tables.iter().map(|table| table.reload(&floor))).await?;
-        for (table, forgotten) in self.tables.iter().zip(reloaded) {
-            if table.is_raw() {
-                self.metrics.given_back.get_or_create(&table.label()).inc_by(forgotten);
-            }
-        }
+        try_join_all(self.tables.iter().map(|table| table.reload(&floor))).await?;
         // The log is read from where the ledger stands: what was seen of the spools is known for that place only. A table
         // that is further, because a crash came between its commit and the ledger's, passes over what it has.
         let start = floor;
@@ -273,7 +273,7 @@ impl Store {
 
     /// Takes batches of one table of the log, in the order of their offsets.
     pub(crate) fn take(&self, of: weir_schemas::Table, batches: &[Arc<HotBatch>]) {
-        for table in self.tables.iter().filter(|table| table.spec.takes() == of) {
+        for table in self.tables.iter().filter(|table| table.spec.takes() == Some(of)) {
             let rows = table.take(batches);
             if table.is_raw() {
                 self.metrics.taken_rows.get_or_create(&table.label()).inc_by(rows);
@@ -281,10 +281,28 @@ impl Store {
         }
     }
 
-    /// Bytes of the rows in memory (the rollups share the flows').
+    /// Notes in `log_gaps` what will be in no table. `offset` is where the log was passed over.
+    pub(crate) fn note_gap(&self, gap: &Gap, offset: u64) -> Result<(), StoreError> {
+        let batch = gap.batch(delta::now_ms() * 1000)?;
+        let bytes = batch.get_array_memory_size();
+        let hot = HotBatch { partition: gap.partition, offset, batch, bytes, followed: false };
+        for table in self.tables.iter().filter(|table| matches!(table.spec.content, Content::Gaps)) {
+            let rows = table.take(&[Arc::new(hot.clone())]);
+            self.metrics.taken_rows.get_or_create(&table.label()).inc_by(rows);
+        }
+        Ok(())
+    }
+
+    /// Bytes of the rows in memory that are to be stored (the rollups share the flows').
     pub(crate) fn hot_bytes(&self) -> usize {
         let raw = self.tables.iter().filter(|table| table.is_raw());
-        raw.map(|table| table.snapshot().hot_bytes()).sum()
+        raw.map(|table| table.snapshot().hot_bytes(false)).sum()
+    }
+
+    /// Bytes of the rows in memory that others store.
+    pub(crate) fn followed_bytes(&self) -> usize {
+        let raw = self.tables.iter().filter(|table| table.is_raw());
+        raw.map(|table| table.snapshot().hot_bytes(true)).sum()
     }
 
     /// Commits everything before `upto` to every table, then to the ledger, and there what was seen of spools before it.
@@ -335,7 +353,8 @@ impl Store {
 
     pub(crate) fn note_seen(&self, seen: &Positions, newest: &BTreeMap<u32, i64>) {
         let mut progress = self.progress.write();
-        progress.seen.clone_from(seen);
+        // who follows sees more than who stores
+        progress.seen = at_least(std::mem::take(&mut progress.seen), seen);
         for (partition, time) in newest {
             let known = progress.newest.entry(*partition).or_insert(*time);
             *known = (*known).max(*time);
@@ -368,7 +387,7 @@ impl Store {
                 committed_rows: snapshot.files.iter().map(|file| file.rows).sum(),
                 // a rollup's hot rows are the flows' and counted there
                 hot_rows: if table.is_raw() { snapshot.hot_rows() as u64 } else { 0 },
-                hot_bytes: if table.is_raw() { snapshot.hot_bytes() as u64 } else { 0 },
+                hot_bytes: if table.is_raw() { snapshot.hot_bytes(false) as u64 } else { 0 },
                 is_rollup: !table.is_raw(),
             }
         };

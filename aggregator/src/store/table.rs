@@ -11,12 +11,13 @@ use arrow::datatypes::SchemaRef;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parking_lot::RwLock;
+use prometheus_client::metrics::counter::Counter;
 use weir_schemas::Table;
 
-use super::StoreError;
+use super::{StoreError, gaps};
 use super::delta::{Action, CommitError, DataFile, DeltaLog, Txn, format_day, now_ms};
 use super::files::{Encoded, encode};
-use super::metrics::TableLabel;
+use super::metrics::{StoreMetrics, TableLabel};
 use super::writer::FileOptions;
 use crate::rollup::{Aggregates, Asker, Rollup};
 use crate::source::{Origins, Positions};
@@ -26,6 +27,8 @@ use crate::source::{Origins, Positions};
 pub(crate) enum Content {
     /// The batches of one table of the log.
     Raw(Table),
+    /// What the log has lost.
+    Gaps,
     /// What the flows add up to.
     Rollup(Rollup),
 }
@@ -65,14 +68,22 @@ impl Spec {
             schema: rollup.schema(),
             time_column: "window_start",
         });
-        raw.chain(rollups).collect()
+        let gaps = Spec {
+            name: "log_gaps",
+            sql_name: "log_gaps",
+            content: Content::Gaps,
+            schema: gaps::schema(),
+            time_column: "received_at",
+        };
+        raw.chain(rollups).chain([gaps]).collect()
     }
 
     /// The table of the log whose messages it takes.
-    pub(crate) fn takes(&self) -> Table {
+    pub(crate) fn takes(&self) -> Option<Table> {
         match self.content {
-            Content::Raw(table) => table,
-            Content::Rollup(_) => Table::Flows,
+            Content::Raw(table) => Some(table),
+            Content::Gaps => None,
+            Content::Rollup(_) => Some(Table::Flows),
         }
     }
 }
@@ -84,6 +95,8 @@ pub(crate) struct HotBatch {
     pub(crate) offset: u64,
     pub(crate) batch: RecordBatch,
     pub(crate) bytes: usize,
+    /// Another aggregator stores it: it is shown here until that one has.
+    pub(crate) followed: bool,
 }
 
 /// A table at one moment.
@@ -98,12 +111,14 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    /// Of what this process stores.
     pub(crate) fn hot_rows(&self) -> usize {
-        self.hot.iter().map(|hot| hot.batch.num_rows()).sum()
+        self.hot.iter().filter(|hot| !hot.followed).map(|hot| hot.batch.num_rows()).sum()
     }
 
-    pub(crate) fn hot_bytes(&self) -> usize {
-        self.hot.iter().map(|hot| hot.bytes).sum()
+    /// Of what this process stores, or of what others do.
+    pub(crate) fn hot_bytes(&self, followed: bool) -> usize {
+        self.hot.iter().filter(|hot| hot.followed == followed).map(|hot| hot.bytes).sum()
     }
 
     fn contains(&self, partition: u32, offset: u64) -> bool {
@@ -153,6 +168,8 @@ pub(crate) struct StoreTable {
     pub(crate) objects: Arc<dyn ObjectStore>,
     /// The rollups of what is hot, shared by all tables.
     pub(crate) aggregates: Arc<Aggregates>,
+    /// Rows that were taken, and that another writer has stored.
+    given_back: Counter,
     /// The start of its application ids: `weir/<log id>/`.
     apps: String,
     snapshot: RwLock<Arc<Snapshot>>,
@@ -233,18 +250,21 @@ impl StoreTable {
         objects: Arc<dyn ObjectStore>,
         apps: String,
         aggregates: Arc<Aggregates>,
+        metrics: &StoreMetrics,
     ) -> Result<StoreTable, StoreError> {
         let log = DeltaLog::open(&objects, spec.name, &spec.schema, true).await?;
         let owned = positions_of(&log.state.txns, &apps);
         let writer = tokio::sync::Mutex::new(Writer { log, owned, prepared: None });
-        let table = StoreTable { spec, objects, aggregates, apps, snapshot: RwLock::default(), writer };
+        let given_back = metrics.given_back.get_or_create(&TableLabel { table: spec.name }).clone();
+        let snapshot = RwLock::default();
+        let table = StoreTable { spec, objects, aggregates, given_back, apps, snapshot, writer };
         table.publish(&*table.writer.lock().await, |_| {});
         Ok(table)
     }
 
     /// True for a table of the log, false for a rollup.
     pub(crate) fn is_raw(&self) -> bool {
-        matches!(self.spec.content, Content::Raw(_))
+        matches!(self.spec.content, Content::Raw(_) | Content::Gaps)
     }
 
     pub(crate) fn label(&self) -> TableLabel {
@@ -255,9 +275,8 @@ impl StoreTable {
         Arc::clone(&self.snapshot.read())
     }
 
-    /// Forgets what is hot and reads the table again; `floor` is what every table is known to contain. Says how many rows
-    /// it forgot.
-    pub(crate) async fn reload(&self, floor: &Positions) -> Result<u64, StoreError> {
+    /// Forgets what is hot and reads the table again; `floor` is what every table is known to contain.
+    pub(crate) async fn reload(&self, floor: &Positions) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
         if !writer.log.load().await? {
             return Err(StoreError::Corrupt(format!("table `{}` is gone", self.spec.name)));
@@ -265,16 +284,18 @@ impl StoreTable {
         writer.prepared = None;
         writer.owned = positions_of(&writer.log.state.txns, &self.apps);
         let positions = at_least(offsets(&writer.owned), floor);
-        let mut forgotten = 0;
         self.publish(&writer, |snapshot| {
-            forgotten = snapshot.hot_rows() as u64;
+            if self.is_raw() {
+                self.given_back.inc_by(snapshot.hot_rows() as u64);
+            }
             snapshot.hot.clear();
             snapshot.positions = positions;
         });
-        Ok(forgotten)
+        Ok(())
     }
 
-    /// Replaces the snapshot by the writer's files and what `change` makes of the rest, in one step.
+    /// Replaces the snapshot by the writer's files and what `change` makes of the rest, in one step. What these files
+    /// contain, by whomever they are, is hot no more.
     pub(crate) fn publish(&self, writer: &Writer, change: impl FnOnce(&mut Snapshot)) {
         let files = Arc::new(writer.log.state.files.values().cloned().collect());
         let mut current = self.snapshot.write();
@@ -282,17 +303,23 @@ impl StoreTable {
         next.version = writer.log.version;
         next.files = files;
         change(&mut next);
+        let ours = next.hot_rows();
+        pass(&mut next, &offsets(&positions_of(&writer.log.state.txns, &self.apps)));
+        if self.is_raw() {
+            self.given_back.inc_by((ours - next.hot_rows()) as u64);
+        }
         *current = Arc::new(next);
     }
 
-    /// Takes those of the batches that the table does not contain yet; says how many rows they have.
+    /// Takes those of the batches that the table does not contain yet; says how many rows there are to be stored.
     pub(crate) fn take(&self, batches: &[Arc<HotBatch>]) -> u64 {
         let mut current = self.snapshot.write();
         let mut next = Snapshot::clone(&current);
         let fresh = batches.iter().filter(|hot| !current.contains(hot.partition, hot.offset));
         let known = next.hot.len();
         next.hot.extend(fresh.cloned());
-        let taken = next.hot[known..].iter().map(|hot| hot.batch.num_rows() as u64).sum();
+        let ours = next.hot[known..].iter().filter(|hot| !hot.followed);
+        let taken = ours.map(|hot| hot.batch.num_rows() as u64).sum();
         *current = Arc::new(next);
         taken
     }
@@ -330,8 +357,7 @@ impl StoreTable {
     pub(crate) async fn refresh(&self) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
         if writer.log.catch_up().await? {
-            let positions = offsets(&positions_of(&writer.log.state.txns, &self.apps));
-            self.publish(&writer, |snapshot| pass(snapshot, &positions));
+            self.publish(&writer, |_| {});
         }
         Ok(())
     }
@@ -344,7 +370,9 @@ impl StoreTable {
         options: FileOptions,
     ) -> Result<Option<Prepared>, StoreError> {
         let snapshot = self.snapshot();
-        let before = |hot: &&Arc<HotBatch>| upto.get(&hot.partition).is_some_and(|end| hot.offset < *end);
+        let before = |hot: &&Arc<HotBatch>| {
+            !hot.followed && upto.get(&hot.partition).is_some_and(|end| hot.offset < *end)
+        };
         let due: Vec<Arc<HotBatch>> = snapshot.hot.iter().filter(before).cloned().collect();
         if due.is_empty() {
             let mut current = self.snapshot.write();
@@ -354,7 +382,7 @@ impl StoreTable {
             return Ok(None);
         }
         let batches = match self.spec.content {
-            Content::Raw(_) => due.iter().map(|hot| hot.batch.clone()).collect(),
+            Content::Raw(_) | Content::Gaps => due.iter().map(|hot| hot.batch.clone()).collect(),
             Content::Rollup(rollup) => self.aggregates.parts(rollup, &due, Asker::Commit).await?,
         };
         drop(due);

@@ -187,7 +187,8 @@ fn take(store: &Arc<Store>, messages: &[LogMessage], upto: &mut Positions) {
         let batch = crate::hot::open(envelope, body).unwrap();
         let (partition, offset) = (message.partition, message.offset);
         let bytes = batch.get_array_memory_size();
-        store.take(envelope.table, &[Arc::new(HotBatch { partition, offset, batch, bytes })]);
+        store
+            .take(envelope.table, &[Arc::new(HotBatch { partition, offset, batch, bytes, followed: false })]);
         upto.insert(partition, offset + 1);
     }
 }
@@ -213,7 +214,7 @@ async fn compaction_keeps_rows_and_positions_and_vacuum_deletes_only_what_is_unn
         assert_eq!(after.positions, before.positions);
         // nothing tells how it was re-marked
         let is_used =
-            matches!(table.spec.takes(), Table::Flows | Table::NatEvents) && !before.files.is_empty();
+            matches!(table.spec.takes(), Some(Table::Flows | Table::NatEvents)) && !before.files.is_empty();
         assert!(!is_used || (before.files.len() > 5 && after.files.len() == 1), "{}", table.spec.name);
         if let Content::Raw(_) = table.spec.content {
             let rows = |snapshot: &Snapshot| snapshot.files.iter().map(|file| file.rows).sum::<u64>();
@@ -539,6 +540,10 @@ async fn what_cannot_be_opened_is_kept_and_passed_over_and_a_newer_schema_stops(
     ingest_all(&store, &log).await;
     assert_exact(&store, &TestLog { messages: Arc::new(log.messages[..10].to_vec()), ..log.clone() }).await;
     assert_eq!((store.metrics.foreign.get(), store.metrics.gap_offsets.get()), (2, 14));
+    let gaps = "SELECT count(*), sum(last_offset - first_offset + 1), min(first_offset), max(last_offset) FROM log_gaps \
+                WHERE log_partition = 1 AND received_at <= now()";
+    let of_last = last as i64;
+    assert_eq!(numbers(&session(&store).await, gaps).await, [3, 16, of_last + 5, of_last + 20]);
     let kept = store.quarantine.join(format!("1-{}.message", last + 6));
     assert_eq!(std::fs::read(kept).unwrap(), b"hello");
     std::fs::remove_dir_all(&store.quarantine).unwrap();

@@ -413,7 +413,7 @@ fn spool(out: &mut Out<'_>, forwarded: &Forwarded) -> fmt::Result {
     let blocked = forwarded.blocked.as_ref().map_or(0.0, |(_, since)| since.elapsed().as_secs_f64());
     out.gauges(
         "weir_spool_blocked_seconds",
-        "For how long the brokers have taken nothing; 0 while they do.",
+        "For how long the brokers have acknowledged nothing although something waits; 0 while they do.",
         [(NO_LABELS, blocked)],
     )
 }

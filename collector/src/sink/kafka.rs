@@ -269,8 +269,8 @@ impl KafkaSink {
     }
 
     /// What is wrong with the brokers, as last known.
-    pub fn error(&self) -> &str {
-        &self.error
+    pub fn error(&self) -> String {
+        if self.error.is_empty() { self.reports.last_error.lock().clone() } else { self.error.clone() }
     }
 
     /// Spreads messages over so many partitions, as long as the topic has them: a message that may be in the topic already

@@ -199,7 +199,7 @@ pub struct Forwarded {
     /// Times that a producer was replaced, and messages given to a new one.
     pub rebuilt: u64,
     pub sent_again: u64,
-    /// Why the brokers take nothing, and since when; None while they do.
+    /// Why the brokers acknowledge nothing, and since when; None while they do, or nothing waits.
     pub blocked: Option<(String, Instant)>,
 }
 

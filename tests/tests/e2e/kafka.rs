@@ -2,6 +2,7 @@
 //! crash of the broker on the way.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use weir_tests::command::{readers_python, run};
 use weir_tests::generate::{Load, replay};
@@ -111,4 +112,67 @@ fn embedded_and_kafka_give_the_same_rows_and_rollups() {
         "select count(*), sum(bytes), sum(packets) from flows",
         &[sent.rows, sent.bytes, sent.packets],
     );
+}
+
+/// The broker is away while flows come: the spool has them, and they drain when it is back.
+///
+/// `WEIR_OUTAGE_S=600 WEIR_RATE=50000` is the long one; it prints how fast the spool drained.
+#[test]
+fn the_spool_keeps_what_comes_while_the_broker_is_away() {
+    let number = |name: &str, otherwise: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+    };
+    let (outage, rate) = (number("WEIR_OUTAGE_S", 6), number("WEIR_RATE", 20_000));
+    let limit = LONG + Duration::from_secs(2 * outage);
+    let kafka = Kafka::start();
+    let setup = Setup::new().config(&kafka.config());
+    let started = setup.start();
+    let weir = &started;
+    let metric = |name: &str| weir.metrics().sum(name, &[]).unwrap_or(0.0);
+    std::thread::scope(|scope| {
+        // the last half of it after the broker is back
+        let seconds = 3 + outage + outage.min(60);
+        let total = seconds * rate;
+        let sender = scope.spawn(move || Load::new(total).rate(rate).exporters(8).run(weir));
+        std::thread::sleep(Duration::from_secs(3));
+        kafka.kill();
+        std::thread::sleep(Duration::from_secs(outage));
+        let forwarded = metric("weir_spool_forwarded_rows_total");
+        let (waiting, blocked) =
+            (metric("weir_spool_waiting_messages"), metric("weir_spool_blocked_seconds"));
+        assert!(waiting > 2.0 && blocked > 1.0, "{waiting} messages wait, blocked for {blocked} s");
+        // what comes is taken, and SQL goes on to answer
+        assert!(weir.numbers("select count(*) from flows")[0] > 0);
+        kafka.start_again();
+        let back = Instant::now();
+        until(limit, "the spool to drain", || match metric("weir_spool_waiting_messages") {
+            waiting if waiting < 10.0 => Ok(()),
+            waiting => Err(format!("{waiting} messages wait")),
+        });
+        let drained = metric("weir_spool_forwarded_rows_total") - forwarded;
+        let per_second = drained / back.elapsed().as_secs_f64();
+        eprintln!(
+            "away for {outage} s at {rate} flows/s: {waiting} messages waited, drained in {:.1} s at {per_second:.0} rows/s, \
+             {:.1} times the live rate",
+            back.elapsed().as_secs_f64(),
+            per_second / rate as f64
+        );
+        let sent = sender.join().unwrap();
+        until(limit, "every flow in SQL", || {
+            let rows = weir.try_sql("select count(*) from flows")?;
+            if rows[0][0] == sent.rows.to_string() {
+                Ok(())
+            } else {
+                Err(format!("{rows:?} of {}", sent.rows))
+            }
+        });
+        eprintln!("all in SQL {:.1} s after the broker was back", back.elapsed().as_secs_f64());
+        weir.until_numbers(
+            "select count(*), sum(bytes), sum(packets) from flows",
+            &[sent.rows, sent.bytes, sent.packets],
+        );
+    });
+    assert_lossless(weir);
+    assert_eq!(metric("weir_spool_lost_messages_total"), 0.0);
+    assert!(started.stop().success());
 }

@@ -18,6 +18,7 @@ mod documents;
 mod exporters;
 mod faults;
 mod full_disk;
+mod golden;
 mod kafka;
 mod open_vswitch;
 mod prometheus;

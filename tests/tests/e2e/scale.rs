@@ -1,5 +1,6 @@
 //! Several collectors, several aggregators, one Kafka, one store.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use weir_tests::generate::{Load, Sent};
@@ -8,6 +9,9 @@ use weir_tests::wait::{LONG, until};
 use weir_tests::weir::{Setup, Weir};
 
 const TOTALS: &str = "select count(*), sum(bytes), sum(packets) from flows";
+/// Rows, and those that differ in anything: hardly two generated flows are the same.
+const DISTINCT: &str = "select count(*), count(distinct concat_ws('/', exporter_addr::text, src_addr::text, dst_addr::text, \
+    src_port, dst_port, bytes, packets, start_time, received_at)) from flows";
 const ROLLUP: &str = "select sum(flows), sum(bytes), sum(packets) from flows_1m";
 /// A member that is gone is soon noticed.
 const QUICK: &str = "group.consumer.min.session.timeout.ms=2000;group.consumer.session.timeout.ms=3000;\
@@ -39,8 +43,8 @@ fn aggregators_come_and_go(settings: &str, protocol: &str) {
         kafka.config(),
         store.path().display()
     );
-    let setups: Vec<Setup> = (0..5).map(|_| Setup::new().config(&config)).collect();
-    let [first, second, a, b, c] = &setups[..] else { unreachable!() };
+    let setups: Vec<Setup> = (0..6).map(|_| Setup::new().config(&config)).collect();
+    let [first, second, a, b, c, q] = &setups[..] else { unreachable!() };
     let collectors = [first.start_role("collect"), second.start_role("collect")];
     let one = a.start_role("aggregate");
     assert_eq!(shares(&[&one], 6), [6]);
@@ -49,8 +53,25 @@ fn aggregators_come_and_go(settings: &str, protocol: &str) {
         protocols.contains(&protocol) && joined.contains(&format!("protocol=\"{protocol}\"")),
         "{joined}"
     );
+    // A node that stores nothing, and one of those that do: each shows a prefix of what is there, and no row twice.
+    let query = q.start_role("query");
     let mut total = Sent::default();
+    let done = AtomicBool::new(false);
     let sent: Vec<Sent> = std::thread::scope(|scope| {
+        let watched = scope.spawn(|| {
+            let mut last = [0; 2];
+            while !done.load(Ordering::Relaxed) {
+                for (weir, last) in [&query, &one].into_iter().zip(&mut last) {
+                    let rows = weir.numbers(DISTINCT);
+                    assert!(rows[1] + rows[0] / 1_000 >= rows[0], "rows that are there twice: {rows:?}");
+                    // a change of assignment makes a member read again what is not stored yet
+                    let is_member = std::ptr::eq(weir, &one);
+                    assert!(is_member || rows[0] >= *last, "{} rows, {last} before", rows[0]);
+                    *last = rows[0];
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
         let senders: Vec<_> = collectors
             .iter()
             .zip(1..)
@@ -66,7 +87,10 @@ fn aggregators_come_and_go(settings: &str, protocol: &str) {
         shares(&[&one, &three], 6);
         assert!(three.stop().success());
         shares(&[&one], 6);
-        senders.into_iter().map(|sender| sender.join().unwrap()).collect()
+        let sent = senders.into_iter().map(|sender| sender.join().unwrap()).collect();
+        done.store(true, Ordering::Relaxed);
+        watched.join().unwrap();
+        sent
     });
     for sent in sent {
         total.rows += sent.rows;
@@ -74,8 +98,10 @@ fn aggregators_come_and_go(settings: &str, protocol: &str) {
         total.packets += sent.packets;
     }
     let wanted = [total.rows, total.bytes, total.packets];
-    one.until_numbers(TOTALS, &wanted);
-    one.until_numbers(ROLLUP, &wanted);
+    for weir in [&one, &query] {
+        weir.until_numbers(TOTALS, &wanted);
+        weir.until_numbers(ROLLUP, &wanted);
+    }
     // one that comes late sees what the others have stored
     let late = b.start_role("aggregate");
     late.until_numbers(TOTALS, &wanted);
@@ -88,7 +114,7 @@ fn aggregators_come_and_go(settings: &str, protocol: &str) {
     for collector in collectors {
         assert!(collector.stop().success());
     }
-    for weir in [&one, &late] {
+    for weir in [&one, &late, &query] {
         weir.until_numbers(TOTALS, &wanted);
         weir.until_numbers(ROLLUP, &wanted);
     }

@@ -148,6 +148,14 @@ impl KafkaLog {
         Ok(KafkaSource::of_member(self.config.clone(), member.clone(), positions))
     }
 
+    /// Reads what the group gives to others. For a member, which [`KafkaLog::open`] makes.
+    pub fn others(&self, positions: Positions) -> Result<KafkaSource, SourceError> {
+        match self.member.lock().as_ref() {
+            Some((_, member)) => KafkaSource::of_others(self.config.clone(), member, positions),
+            None => Err(SourceError::Unavailable("not a member of the group yet".to_owned())),
+        }
+    }
+
     fn join(&self, classic: bool) -> Result<Member, SourceError> {
         let assignment = Arc::new(Assignment::default());
         let context = Context { assignment: Some(Arc::clone(&assignment)) };

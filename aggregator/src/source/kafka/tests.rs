@@ -213,7 +213,7 @@ async fn every_message_comes_once_and_keys_keep_their_order(broker: &Broker) {
     let deadline = Instant::now() + LONG;
     loop {
         let client = broker.source_config("order").client();
-        let asking: BaseConsumer = client.create().unwrap();
+        let asking: rdkafka::consumer::BaseConsumer = client.create().unwrap();
         let mut list = TopicPartitionList::new();
         list.add_partition_range("order", 0, 2);
         let told = asking.committed_offsets(list, ANSWER).map(|list| {

@@ -2,8 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::tools::generate::parse_duration;
 
 /// Network flow collector and analytics: NetFlow, IPFIX and sFlow in, SQL out.
 #[derive(Debug, Parser)]
@@ -93,9 +96,9 @@ pub(crate) struct DemoArgs {
     /// Flows a second to generate.
     #[arg(long, default_value_t = 2_000)]
     pub(crate) rate: u64,
-    /// Stop after so many seconds (0: run until Ctrl-C).
-    #[arg(long, default_value_t = 0)]
-    pub(crate) duration: u64,
+    /// Stop after so long (`30`, `90s`, `1.5m`); without it run until Ctrl-C.
+    #[arg(long, value_parser = parse_duration)]
+    pub(crate) duration: Option<Duration>,
     /// Address of the HTTP server (SQL, metrics, health).
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
     pub(crate) http: SocketAddr,

@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use clap::Parser;
 
@@ -35,8 +34,8 @@ pub(crate) async fn run(args: DemoArgs, config: Config, log: String) -> Result<(
     let stop = async move {
         let end = async {
             match duration {
-                0 => std::future::pending().await,
-                seconds => tokio::time::sleep(Duration::from_secs(seconds)).await,
+                None => std::future::pending().await,
+                Some(duration) => tokio::time::sleep(duration).await,
             }
         };
         tokio::select! {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,6 +83,7 @@ pub(crate) async fn run(
     std::fs::create_dir_all(&config.data_dir).map_err(|error| {
         Failure::failed(format!("cannot create the data directory {}: {error}", config.data_dir.display()))
     })?;
+    let _one = only_one(&config.data_dir).await?;
     let sockets = bind_udp(&config).await?;
     let http = bind_tcp("listen.http", config.listen.http).await?;
     let postgres = bind_tcp("listen.postgres", config.listen.postgres).await?;
@@ -147,6 +149,33 @@ pub(crate) async fn run(
         on_ready(addresses);
     });
     supervised.await.map_err(|error| Failure::failed(error.to_string()))
+}
+
+/// The lock of the data directory, held for life: two weirs would take each other's log, journal and state.
+async fn only_one(data_dir: &Path) -> Result<File, Failure> {
+    let path = data_dir.join("weir.lock");
+    let failed = |error: std::io::Error| Failure::failed(format!("cannot lock {}: {error}", path.display()));
+    let mut options = File::options();
+    let file = options.create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
+    let lock = || match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            let pid = std::fs::read_to_string(&path).unwrap_or_default();
+            Err(std::io::Error::new(
+                std::io::ErrorKind::WouldBlock,
+                format!("the weir with process id {} runs on it", pid.trim()),
+            ))
+        }
+        Err(TryLockError::Error(error)) => Err(error),
+    };
+    let locked = retry(lock, |error| error.kind() == std::io::ErrorKind::WouldBlock).await;
+    locked.map_err(|error| {
+        Failure::failed(format!("cannot use the data directory {}: {error}", data_dir.display()))
+    })?;
+    file.set_len(0)
+        .and_then(|()| file.write_all_at(std::process::id().to_string().as_bytes(), 0))
+        .map_err(failed)?;
+    Ok(file)
 }
 
 /// The text of the configuration that was checked, in a file without a name: a role that is started again has the

@@ -14,11 +14,11 @@ use parking_lot::RwLock;
 use prometheus_client::metrics::counter::Counter;
 use weir_schemas::Table;
 
-use super::{StoreError, gaps};
 use super::delta::{Action, CommitError, DataFile, DeltaLog, Txn, format_day, now_ms};
 use super::files::{Encoded, encode};
 use super::metrics::{StoreMetrics, TableLabel};
 use super::writer::FileOptions;
+use super::{StoreError, gaps};
 use crate::rollup::{Aggregates, Asker, Rollup};
 use crate::source::{Origins, Positions};
 

@@ -8,13 +8,13 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use weir_tests::command::{program, signal};
+use weir_tests::command::{program, run, signal};
 use weir_tests::kafka::Kafka;
 use weir_tests::ledger::{Ledger, assert_lossless};
 use weir_tests::netflow5::{Flow, datagram};
 use weir_tests::s3::S3;
 use weir_tests::wait::{LONG, until, until_equal};
-use weir_tests::weir::{Setup, Weir};
+use weir_tests::weir::{Setup, Weir, binary};
 
 /// Flows a second that are sent.
 const RATE: u32 = 15_000;
@@ -412,4 +412,23 @@ fn failing_disks_lose_and_repeat_nothing() {
     assert!(weir.stop().success());
     let weir = setup.start();
     assert_eq!(assert_no_duplicate(&weir, sent), sent, "after a restart");
+}
+
+/// Two weirs on one data directory would take each other's log and state: the second one waits for a while, as for one
+/// that is about to end, and then says who is there.
+#[test]
+fn a_second_weir_on_the_same_data_is_refused() {
+    let setup = Setup::new();
+    let weir = setup.start();
+    let mut second = Command::new(binary());
+    second.arg("run").arg("--data-dir").arg(setup.data_dir());
+    for flag in ["--listen", "--http", "--postgres"] {
+        second.args([flag, "127.0.0.1:0"]);
+    }
+    let ended = run(&mut second, LONG);
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains(&format!("process id {} runs", weir.pid())), "{}", ended.stderr);
+    weir.send(&datagram(0, &[numbered(0)]));
+    until_equal("the first goes on", &vec![1, 1, 0], || weir.numbers(COUNTS));
+    assert!(weir.stop().success());
 }

@@ -30,7 +30,10 @@ fn what_earlier_versions_wrote_is_read_and_gone_on_with() {
         weir.until_numbers("select count(*), sum(bytes), sum(packets) from flows", &flows);
         weir.until_numbers("select sum(flows), sum(bytes), sum(packets) from flows_1m", &flows);
         weir.until_numbers("select sum(flows) from qos_1m where direction = 'in'", &flows[..1]);
-        weir.until_numbers("select sum(flows) from top_talkers where dimension = 'conversation'", &flows[..1]);
+        weir.until_numbers(
+            "select sum(flows) from top_talkers where dimension = 'conversation'",
+            &flows[..1],
+        );
         weir.until_numbers("select count(*) from options", &[options]);
         weir.until_numbers("select count(*) from interface_counters", &[counters]);
         let more = Load::new(200).rate(2_000).run(&weir);

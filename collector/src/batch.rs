@@ -336,6 +336,16 @@ impl Batcher {
         });
     }
 
+    /// Closes what is full, after rows came out of a journal: how old they are does not count.
+    pub fn close_full(&mut self, ratios: &SizeRatios, emit: impl FnMut(Closed)) {
+        let (max_rows, max_bytes) = (self.max_rows, self.max_bytes);
+        self.close(emit, |builder, _| {
+            let is_full =
+                builder.rows() >= max_rows || builder.bytes() >= ratios.raw_limit(builder.table(), max_bytes);
+            is_full.then_some(CloseCause::Replay)
+        });
+    }
+
     /// Closes everything, at the end.
     pub fn close_all(&mut self, emit: impl FnMut(Closed)) {
         self.close(emit, |_, _| Some(CloseCause::Stop));
@@ -365,7 +375,7 @@ impl Batcher {
     }
 
     /// Closes everything that a journal gave, but of each table not the first rows, as many as `discard` says: those
-    /// are in the log. What could not be left out yet stays in `discard`.
+    /// are in the log. To be called only where that is all that the log has of the table.
     pub fn close_replayed(&mut self, discard: &mut [u64; Table::ALL.len()], mut emit: impl FnMut(Closed)) {
         let rows = self.batches.all_mut().map(|builder| builder.rows() as u64);
         if let Some(progress) = &mut self.progress {
@@ -374,12 +384,14 @@ impl Batcher {
         }
         for ((builder, discard), rows) in self.batches.all_mut().into_iter().zip(discard).zip(rows) {
             let (table, bytes) = (builder.table(), builder.bytes());
-            let Some(batch) = builder.finish() else { continue };
-            let discarded = rows.min(*discard);
-            *discard -= discarded;
-            if discarded == rows {
+            let discarded = rows.min(std::mem::take(discard));
+            let batch = builder.finish().filter(|_| discarded < rows);
+            let Some(batch) = batch else {
+                if let Some(progress) = &mut self.progress {
+                    progress.pass(table);
+                }
                 continue;
-            }
+            };
             let from = usize::try_from(discarded).unwrap_or(0);
             let batch = batch.slice(from, batch.num_rows() - from);
             let part = self.progress.as_mut().map(|progress| progress.close(table));
@@ -401,10 +413,22 @@ impl Progress {
         self.looked_at = self.next;
     }
 
-    fn close(&mut self, table: Table) -> JournalPart {
+    /// The log has all rows of the table so far, without a batch that says so.
+    fn pass(&mut self, table: Table) {
         self.opened[table as usize] = None;
+        let closed = &mut self.closed.0[table as usize];
+        *closed = Position { datagram: self.next, rows: 0 }.max(*closed);
+    }
+
+    fn close(&mut self, table: Table) -> JournalPart {
+        let opened = self.opened[table as usize].take();
         let to = Position { datagram: self.next, rows: 0 };
-        let from = std::mem::replace(&mut self.closed.0[table as usize], to);
+        let closed = std::mem::replace(&mut self.closed.0[table as usize], to);
+        // Where the table had no rows for a while, the batch begins where it was opened. It must not name an earlier
+        // datagram: the log may be known to be beyond that one by then, and so many rows "from there on" would be no
+        // place in it.
+        let opened = Position { datagram: opened.unwrap_or(0), rows: 0 };
+        let from = if closed.rows == 0 { closed.max(opened) } else { closed };
         self.low = self.opened.iter().flatten().min().map_or(self.next, |oldest| *oldest);
         JournalPart { journal: self.journal, from, to: self.next, low: self.low }
     }

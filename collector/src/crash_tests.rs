@@ -42,10 +42,15 @@ fn child_that_collects() {
     };
     let sockets = numbers().into_iter().map(|fd| Socket::from_inherited(fd).unwrap()).collect();
     let journals = numbers().into_iter().map(|fd| take_inherited(fd).unwrap()).collect();
+    let begun = Instant::now();
     let sink = Box::new(EmbeddedSink::open(&data_dir.join("log"), EmbeddedConfig::default()).unwrap());
+    let opened = begun.elapsed();
     let deps = CollectorDeps { data_dir, sockets, sink, journals, forwarding: None };
     let collector = Collector::new(&config(), deps).unwrap();
+    eprintln!("{} ms for the log, {} with reading back", opened.as_millis(), begun.elapsed().as_millis());
     let metrics = collector.metrics().clone();
+    let watched = metrics.clone();
+    std::thread::spawn(move || tell_what_happens(&watched, begun));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let summary = runtime.block_on(async {
         let stopped = tokio::task::spawn_blocking(|| std::io::stdin().read(&mut [0]));
@@ -59,6 +64,27 @@ fn child_that_collects() {
     let counts = || metrics.sources().shards.iter().map(|shard| shard.published().counts);
     eprintln!("replayed {}", counts().map(|counts| counts.replayed).sum::<u64>());
     eprintln!("died {}", counts().map(|counts| counts.died).sum::<u64>());
+}
+
+/// Says on stderr what the one who kills this process cannot ask it any more.
+fn tell_what_happens(metrics: &CollectorMetrics, begun: Instant) {
+    let mut last = String::new();
+    loop {
+        let shards = metrics.sources().shards.iter().map(|shard| shard.published().counts);
+        let shards: Vec<_> = shards
+            .map(|counts| (counts.calls > 0, counts.replayed, counts.died, counts.truncated, counts.panics))
+            .collect();
+        let queue = metrics.sources().queue.counters();
+        let now = format!(
+            "shards (receiving, replayed, died, truncated, panics) {shards:?}, dropped rows {:?}, busy {}",
+            queue.dropped_rows, queue.busy
+        );
+        if now != last {
+            eprintln!("at {} ms: {now}", begun.elapsed().as_millis());
+            last = now;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// What a supervisor holds.
@@ -103,11 +129,26 @@ impl Held {
         (child, rest)
     }
 
-    /// Everything that is in the log: of each table the rows, the sum of `bytes` and of `packets`.
-    fn log(&self) -> [(u64, u64, u64); Table::ALL.len()] {
-        let mut sums = [(0, 0, 0); Table::ALL.len()];
-        for entry in std::fs::read_dir(self.data_dir.path().join("log/0")).unwrap() {
-            let path = entry.unwrap().path();
+    /// The journals as they are now.
+    fn peek(&self) -> Vec<Journal> {
+        let open = |(shard, fd): (u64, &OwnedFd)| {
+            Journal::peek(Memory::map(fd.as_fd(), Ring::BYTES).unwrap(), shard)
+        };
+        (0..).zip(&self.journals).filter_map(open).collect()
+    }
+
+    /// How far the journals are: datagrams that collectors have taken from the kernel.
+    fn received(&self) -> u64 {
+        self.peek().iter().map(Journal::next).sum()
+    }
+
+    /// Everything that is in the log, by the collector (`boot`, in the order of the log) and the shard that wrote it.
+    fn log(&self) -> Vec<(u64, u64, Sums)> {
+        let mut found: Vec<(u64, u64, Sums)> = Vec::new();
+        let entries = std::fs::read_dir(self.data_dir.path().join("log/0")).unwrap();
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        for path in paths {
             if path.file_name().and_then(|name| segment_first(name.to_str()?)).is_none() {
                 continue;
             }
@@ -121,14 +162,33 @@ impl Held {
                     let column = column.and_then(|column| column.as_primitive_opt::<UInt64Type>());
                     column.map_or(0, |column| column.iter().flatten().sum::<u64>())
                 };
-                let table = &mut sums[envelope.table as usize];
+                let shard = envelope.covered.map_or(u64::MAX, |covered| covered.shard);
+                let at = found.iter().position(|(boot, of, _)| (*boot, *of) == (envelope.boot, shard));
+                let at = at.unwrap_or_else(|| {
+                    found.push((envelope.boot, shard, Sums::default()));
+                    found.len() - 1
+                });
+                let table = &mut found[at].2[envelope.table as usize];
                 table.0 += u64::from(envelope.rows);
                 table.1 += sum("bytes");
                 table.2 += sum("packets");
             }
         }
-        sums
+        found
     }
+}
+
+/// Of each table the rows, the sum of `bytes` and of `packets`.
+type Sums = [(u64, u64, u64); Table::ALL.len()];
+
+fn total(log: &[(u64, u64, Sums)]) -> Sums {
+    let mut total = Sums::default();
+    for (_, _, sums) in log {
+        for (total, (rows, bytes, packets)) in total.iter_mut().zip(sums) {
+            *total = (total.0 + rows, total.1 + bytes, total.2 + packets);
+        }
+    }
+    total
 }
 
 /// Sends all protocols from eight exporters until told to stop; returns what was sent.
@@ -160,6 +220,22 @@ fn send(to: SocketAddr, stop: &AtomicBool, per_ms: usize) -> Totals {
     Totals::sum(generator.totals().iter().map(|(_, totals)| totals))
 }
 
+/// A collector that was killed: what it said, and how it left the journals.
+struct Killed {
+    said: std::thread::JoinHandle<String>,
+    journals: String,
+}
+
+impl Killed {
+    fn new(held: &Held, said: std::thread::JoinHandle<String>) -> Killed {
+        let left = held.peek().into_iter().map(|journal| {
+            let first = journal.entries().next().map(|entry| entry.number);
+            format!("{:x}: low {} first {first:?} next {}", journal.id(), journal.low(), journal.next())
+        });
+        Killed { said, journals: left.collect::<Vec<_>>().join("; ") }
+    }
+}
+
 /// `kill -9` under load, again and again: every flow is in the log once.
 #[test]
 fn collectors_that_are_killed_lose_nothing_and_store_nothing_twice() {
@@ -168,40 +244,56 @@ fn collectors_that_are_killed_lose_nothing_and_store_nothing_twice() {
     let held = Held::new(2);
     let to = held.sockets[0].local_addr();
     let stop = AtomicBool::new(false);
+    let drops = || held.sockets.iter().map(|socket| socket.drops().unwrap().0).sum::<u64>();
+    let mut lives = Vec::new();
+    let mut dropped = Vec::new();
     let (sent, said) = std::thread::scope(|scope| {
         let sender = scope.spawn(|| send(to, &stop, per_ms));
         let mut seed = 20_261_124_u64;
         for _ in 0..kills {
-            let (mut child, _) = held.start();
+            let (mut child, said) = held.start();
+            dropped.push(drops());
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             std::thread::sleep(Duration::from_millis(20 + (seed >> 33) % 400));
             child.kill().unwrap();
             child.wait().unwrap();
+            lives.push(Killed::new(&held, said));
         }
         let (mut child, said) = held.start();
         stop.store(true, Ordering::Relaxed);
         let sent = sender.join().unwrap();
-        // It takes what the kernel has, and stops in order.
+        // It takes what the kernel has (some of it may not even be in the sockets yet), and stops in order.
         let started = Instant::now();
-        while held.sockets.iter().any(|socket| socket.mem_info().unwrap().queued_bytes > 0) {
-            assert!(started.elapsed() < Duration::from_secs(60), "the sockets are never empty");
+        while held.received() + drops() < sent.datagrams && started.elapsed() < Duration::from_secs(60) {
             std::thread::sleep(Duration::from_millis(20));
         }
+        lives.push(Killed::new(&held, std::thread::spawn(String::new)));
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());
         (sent, said.join().unwrap())
     });
-    let drops: u64 = held.sockets.iter().map(|socket| socket.drops().unwrap().0).sum();
-    assert_eq!(drops, 0);
-    assert!(said.contains("died 0"), "{said}");
     let log = held.log();
+    let mut report = format!("{kills} kills, sent {sent:?}; kernel drops at each start {dropped:?}\n");
+    for (at, Killed { said, journals }) in lives.into_iter().enumerate() {
+        report += &format!("collector {at}: {}left {journals}\n", said.join().unwrap());
+    }
+    report += &format!("the last one: {said}");
+    for (boot, shard, sums) in &log {
+        report += &format!("log of {boot:x}, shard {shard}: {sums:?}\n");
+    }
+    if std::env::var_os("WEIR_REPORT").is_some() {
+        eprintln!("{report}");
+    }
+    assert_eq!(drops(), 0, "dropped by the kernel\n{report}");
+    assert!(said.contains("died 0"), "{report}");
     eprintln!("{kills} kills, {} datagrams, {} flows", sent.datagrams, sent.rows);
-    assert_eq!(log[Table::Flows as usize], (sent.rows, sent.bytes, sent.packets));
-    assert_eq!(log[Table::Options as usize].0, sent.options_records);
-    assert_eq!(log[Table::InterfaceCounters as usize].0, sent.counter_samples);
+    let all = total(&log);
+    assert_eq!(all[Table::Flows as usize], (sent.rows, sent.bytes, sent.packets), "{report}");
+    assert_eq!(all[Table::Options as usize].0, sent.options_records, "{report}");
+    assert_eq!(all[Table::InterfaceCounters as usize].0, sent.counter_samples, "{report}");
     // Stopped in order: nothing is left to be decoded again.
     let (mut child, _) = held.start();
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
-    assert_eq!(held.log()[Table::Flows as usize].0, sent.rows);
+    assert_eq!(total(&held.log())[Table::Flows as usize].0, sent.rows);
 }

@@ -225,6 +225,21 @@ impl Queue {
         self.filled.notify_one();
     }
 
+    /// Whether there is room for more than usual: who can wait with what it pushes waits while there is not, so that
+    /// nothing is dropped that could have come later.
+    pub(crate) fn has_room(&self) -> bool {
+        let state = self.state.lock();
+        state.counters.queued_bytes + state.counters.backlog_bytes < self.limit_bytes / 2
+    }
+
+    /// All batches that wait, as a writer would take them.
+    #[cfg(test)]
+    pub(crate) fn drain(&self) -> Vec<Closed> {
+        let mut state = self.state.lock();
+        let State { batches, counters, .. } = &mut *state;
+        std::iter::from_fn(|| take(batches, counters)).collect()
+    }
+
     /// Nothing more will be pushed.
     pub fn close(&self) {
         self.state.lock().closed = true;

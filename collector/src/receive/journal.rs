@@ -27,7 +27,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 use weir_schemas::Address;
 use weir_schemas::envelope::Covered;
 
-use super::socket::{Datagram, Memory};
+use super::socket::{Datagram, MAX_DATAGRAM, Memory, RING_SLOTS};
 use crate::decode::DatagramMeta;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"weirjnl1");
@@ -70,33 +70,46 @@ fn word(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 impl Journal {
+    /// The most that one system call gives, as it lies here.
+    pub(crate) const CALL_BYTES: u64 = ((HEAD + MAX_DATAGRAM).next_multiple_of(8) * RING_SLOTS) as u64;
     /// Least bytes of memory that make sense: some datagrams of the greatest size.
     pub const LEAST_BYTES: usize = 1 << 20;
 
     /// Takes up what a predecessor left in `memory`, or begins anew where there is nothing that can be understood.
     pub fn open(memory: Memory, shard: u64) -> Journal {
         let mut journal = Journal { memory, shard, start: 0, end: 0, next: 0 };
-        let bytes = journal.memory.bytes();
-        let positions = (word(bytes, 0), word(bytes, AT_START), word(bytes, AT_END));
-        if let (Some(MAGIC), Some(start), Some(end)) = positions
-            && start <= end
-            && end - start <= journal.room()
-        {
-            (journal.start, journal.end) = (start, end);
-            // what is empty says by its mark where it was
-            journal.next = word(journal.memory.bytes(), AT_LOW).unwrap_or(0);
-            journal.end = start;
-            while journal.end < end
-                && let Some((entry, after)) = journal.step(journal.end).filter(|(_, after)| *after <= end)
-            {
-                let number = entry.map(|entry| entry.number);
-                journal.next = number.map_or(journal.next, |number| number + 1);
-                journal.end = after;
-            }
-        } else {
+        if !journal.take_up() {
             journal.restart();
         }
         journal
+    }
+
+    /// What is in `memory`, which another process may be writing: to look at, not to write. None where there is nothing.
+    #[cfg(test)]
+    pub(crate) fn peek(memory: Memory, shard: u64) -> Option<Journal> {
+        let mut journal = Journal { memory, shard, start: 0, end: 0, next: 0 };
+        journal.take_up().then_some(journal)
+    }
+
+    /// Finds the datagrams that are there; false where the memory holds something else.
+    fn take_up(&mut self) -> bool {
+        let bytes = self.memory.bytes();
+        let positions = (word(bytes, 0), word(bytes, AT_START), word(bytes, AT_END));
+        let (Some(MAGIC), Some(start), Some(end)) = positions else { return false };
+        if start > end || end - start > self.room() {
+            return false;
+        }
+        // what is empty says by its mark where it was
+        self.next = word(bytes, AT_LOW).unwrap_or(0);
+        (self.start, self.end) = (start, start);
+        while self.end < end
+            && let Some((entry, after)) = self.step(self.end).filter(|(_, after)| *after <= end)
+        {
+            let number = entry.map(|entry| entry.number);
+            self.next = number.map_or(self.next, |number| number + 1);
+            self.end = after;
+        }
+        true
     }
 
     /// Forgets all of it: everything is in the log, or counted as lost.
@@ -261,6 +274,13 @@ impl Journal {
     /// Where the oldest datagram lies.
     pub(crate) fn first(&self) -> u64 {
         self.start
+    }
+
+    /// Whether `bytes` of datagrams can be written without one being overwritten that lies at `position` or behind it.
+    pub(crate) fn has_room_behind(&self, position: u64, bytes: u64) -> bool {
+        // one place at the end of the room may have to be left empty
+        let skip = (HEAD + MAX_DATAGRAM).next_multiple_of(8) as u64;
+        (self.end + bytes + skip).saturating_sub(position) <= self.room()
     }
 
     /// The datagram at `position`, and where the next one lies. None where there is no more.

@@ -5,7 +5,9 @@
 //! writer's queue. A thread for each socket instead would need no `ppoll`, but as many decoders and open batches as
 //! ports: smaller batches, more threads than cores, and an exporter that uses two ports decoded in two places.
 //!
-//! A shard never waits for anything but datagrams: the queue drops rather than block, the quarantine is bounded.
+//! A shard never waits for anything but datagrams as long as the sockets need it: the queue drops rather than block, the
+//! quarantine is bounded. While the writer is behind and the sockets' buffers have room, what comes waits there: it would
+//! only push older batches out of the queue.
 
 pub mod journal;
 pub mod quarantine;
@@ -145,7 +147,7 @@ impl Shard {
     /// and closes all batches. Returns the journal, to be begun anew when the log has everything.
     pub fn run(mut self) -> Option<Journal> {
         self.work.take_left_over(&mut self.ring);
-        self.work.replay();
+        self.work.replay(&mut self.ring);
         self.work.publish();
         let mut next_tick = Instant::now() + TICK;
         let mut stopping: Option<Instant> = None;
@@ -158,7 +160,12 @@ impl Shard {
                 stopping = Some(Instant::now() + DRAIN_LIMIT);
             }
             let before = self.work.received();
-            let drained = self.receive_ready(self.wait_time(next_tick, stop_us), stop_us);
+            let drained = if self.work.can_wait(stopping.is_some()) {
+                std::thread::sleep(PAUSE);
+                false
+            } else {
+                self.receive_ready(self.wait_time(next_tick, stop_us), stop_us)
+            };
             let now = Instant::now();
             let received = self.work.received() - before;
             if received > 0 {
@@ -306,6 +313,16 @@ impl Work {
             Ok(false) => {}
             Err(error) => tracing::warn!(%error, "cannot keep a datagram that made the decoder panic"),
         }
+    }
+
+    /// Whether the writer is behind, and all sockets can hold what comes meanwhile. What waits in a socket at the stop is
+    /// the next collector's, where somebody holds the socket for it.
+    fn can_wait(&self, stopping: bool) -> bool {
+        let ShardParts { queue, sockets, journal, .. } = &self.parts;
+        let is_half_empty = |socket: &Arc<Socket>| {
+            socket.mem_info().is_ok_and(|memory| memory.queued_bytes < memory.limit_bytes / 2)
+        };
+        !queue.has_room() && (!stopping || journal.is_some()) && sockets.iter().all(is_half_empty)
     }
 
     fn tick(&mut self) {

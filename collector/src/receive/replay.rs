@@ -7,11 +7,16 @@
 //! Data that waits for its template is the exception: when it is decoded depends on what other shards learn. What waited
 //! when the log's position was passed is given up and counted, rather than stored twice.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
 use weir_schemas::Table;
 
 use super::journal::{Entry, Journal, Position};
-use super::socket::{Datagram, Ring};
-use super::{KeptJournal, Work, now_us};
+use super::socket::{Datagram, RING_SLOTS, Ring};
+use super::{KeptJournal, ROUNDS, Work, now_us};
+use crate::decode::RejectReason;
 
 /// The tables whose rows come from datagrams alone; the others tell what the collector itself has seen.
 const FROM_DATAGRAMS: [bool; Table::ALL.len()] = {
@@ -20,16 +25,83 @@ const FROM_DATAGRAMS: [bool; Table::ALL.len()] = {
     from[Table::ExporterEvents as usize] = false;
     from
 };
-/// Open rows at which the batches of a replay are closed.
-const CLOSE_ROWS: u64 = 65_536;
+/// Open rows at which the batches of what is only learned from are emptied.
+const MOST_ROWS: u64 = 65_536;
+/// Datagrams that are decoded again before the kernel is asked for new ones.
+const TAKE_EVERY: u64 = 256;
+/// Datagrams between two looks at whether batches are full: what one call gives.
+const CLOSE_EVERY: u64 = RING_SLOTS as u64;
+/// A writer that gets nothing done for so long is waited for no more: new datagrams must not wait with it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Writes datagrams into a journal.
+fn keep<'a>(journal: &mut Journal, datagrams: impl Iterator<Item = Datagram<'a>>, local_port: u16) {
+    for datagram in datagrams.filter(|datagram| !datagram.truncated) {
+        journal.append(&datagram, local_port, datagram.received_us.unwrap_or_else(now_us));
+    }
+}
+
+/// How far decoding again has come.
+#[derive(Debug)]
+struct Course {
+    in_log: [Position; Table::ALL.len()],
+    /// The first datagram that the dead collector did not leave behind: those that came since.
+    first_since: u64,
+    /// Of each table: rows from its position on that the log has, and that were not met yet.
+    skip: [u64; Table::ALL.len()],
+    /// Of each table: rows at the beginning of the open batch that the log has.
+    discard: [u64; Table::ALL.len()],
+    /// Whether all that the log has is behind.
+    is_past_log: bool,
+    /// Where the next datagram lies.
+    position: u64,
+    /// Where the first one lies whose rows may not be in the log, or the next one.
+    kept_from: u64,
+    /// Decoded so far.
+    datagrams: u64,
+}
+
+impl Course {
+    fn new(kept: &KeptJournal) -> Course {
+        let in_log = kept.in_log.0;
+        let skip = std::array::from_fn(|table| if FROM_DATAGRAMS[table] { in_log[table].rows } else { 0 });
+        let first = kept.journal.first();
+        Course {
+            in_log,
+            first_since: kept.journal.next(),
+            skip,
+            discard: [0; Table::ALL.len()],
+            is_past_log: false,
+            position: first,
+            kept_from: first,
+            datagrams: 0,
+        }
+    }
+
+    /// Where the log is, by tables.
+    fn positions(&self) -> impl Iterator<Item = Position> {
+        self.in_log.iter().zip(FROM_DATAGRAMS).filter(|(_, from)| *from).map(|(position, _)| *position)
+    }
+
+    /// These rows were decoded from a datagram: returns how many of them the log does not have.
+    fn count(&mut self, number: u64, rows: [u32; Table::ALL.len()]) -> [u64; Table::ALL.len()] {
+        let mut new = [0; Table::ALL.len()];
+        for (table, rows) in rows.into_iter().map(u64::from).enumerate() {
+            let is_in_log = FROM_DATAGRAMS[table] && number < self.in_log[table].datagram;
+            let left_out = if is_in_log { rows } else { rows.min(self.skip[table]) };
+            self.skip[table] -= if is_in_log { 0 } else { left_out };
+            self.discard[table] += left_out;
+            new[table] = rows - left_out;
+        }
+        new
+    }
+}
 
 impl Work {
     /// Writes datagrams into the journal.
     pub(super) fn keep<'a>(&mut self, datagrams: impl Iterator<Item = Datagram<'a>>, local_port: u16) {
         let Some(KeptJournal { journal, .. }) = &mut self.parts.journal else { return };
-        for datagram in datagrams.filter(|datagram| !datagram.truncated) {
-            journal.append(&datagram, local_port, datagram.received_us.unwrap_or_else(now_us));
-        }
+        keep(journal, datagrams, local_port);
     }
 
     /// What the collector that died had taken from the kernel, and not written into the journal yet.
@@ -55,8 +127,8 @@ impl Work {
         }
     }
 
-    /// Decodes what a collector that died has left.
-    pub(super) fn replay(&mut self) {
+    /// Decodes what a collector that died has left, and what comes meanwhile.
+    pub(super) fn replay(&mut self, ring: &mut Ring) {
         let Some(mut kept) = self.parts.journal.take() else { return };
         let journal = &mut kept.journal;
         let low = journal.low();
@@ -67,8 +139,8 @@ impl Work {
             *position = (*position).max(Position { datagram: low, rows: 0 });
         });
         self.parts.batcher.keep_journal(journal.id(), kept.in_log, oldest);
-        self.decode_again(journal, kept.in_log.0, deadly);
-        journal.end_replay();
+        self.decode_again(&mut kept, ring, deadly);
+        kept.journal.end_replay();
         if self.counts.replayed > 0 || self.counts.died > 0 {
             tracing::info!(
                 shard = self.parts.index,
@@ -81,69 +153,150 @@ impl Work {
         self.parts.journal = Some(kept);
     }
 
-    fn decode_again(
-        &mut self,
-        journal: &mut Journal,
-        in_log: [Position; Table::ALL.len()],
-        deadly: Option<u64>,
-    ) {
-        let positions =
-            || in_log.iter().zip(FROM_DATAGRAMS).filter(|(_, from)| *from).map(|(place, _)| *place);
-        let first_new = positions().map(|position| position.datagram).min().unwrap_or(0);
-        let last_known = positions().map(|position| position.datagram).max().unwrap_or(0);
-        let mut skip: [u64; Table::ALL.len()] =
-            std::array::from_fn(|table| if FROM_DATAGRAMS[table] { in_log[table].rows } else { 0 });
-        let mut discard = [0; Table::ALL.len()];
+    fn decode_again(&mut self, kept: &mut KeptJournal, ring: &mut Ring, deadly: Option<u64>) {
+        let mut course = Course::new(kept);
+        let first_new = course.positions().map(|position| position.datagram).min().unwrap_or(0);
+        let last_known = course.positions().map(|position| position.datagram).max().unwrap_or(0);
         let mut relearning = true;
-        let mut position = journal.first();
-        while let Some(number) = journal.entry(position).map(|(entry, _)| entry.number) {
+        while let Some(number) = kept.journal.entry(course.position).map(|(entry, _)| entry.number) {
             // Whoever finds this number there knows what the process died of.
-            journal.replaying(number);
-            let Some((entry, after)) = journal.entry(position) else { break };
-            position = after;
+            kept.journal.replaying(number);
+            let Some((entry, after)) = kept.journal.entry(course.position) else { break };
+            course.position = after;
+            course.datagrams += 1;
             if deadly == Some(number) {
                 self.leave_out(&entry);
                 continue;
             }
-            if relearning && entry.number >= first_new {
+            if relearning && number >= first_new {
                 relearning = false;
                 self.end_relearning();
             }
-            if positions().any(|position| position.datagram == entry.number) {
+            if course.positions().any(|position| position.datagram == number) {
                 self.parts.decoder.give_up_pending();
             }
             let outcome = self.parts.decoder.decode(entry.bytes, &entry.meta, self.parts.batcher.batches());
-            self.parts.batcher.set_next_datagram(entry.number + 1);
-            let is_large = self.parts.batcher.open_rows() >= CLOSE_ROWS;
+            self.parts.batcher.set_next_datagram(number + 1);
             if relearning {
-                if is_large {
+                if self.parts.batcher.open_rows() >= MOST_ROWS {
                     self.clear();
                 }
-                continue;
+            } else {
+                self.count_again(&entry, number < course.first_since);
+                if outcome.rejected == Some(RejectReason::DecoderPanic) {
+                    self.report_panic(entry.bytes, &entry.meta);
+                }
+                for (total, new) in self.counts.rows.iter_mut().zip(course.count(number, outcome.rows)) {
+                    *total += new;
+                }
+                if number >= last_known {
+                    self.close_again(&mut course);
+                }
             }
-            self.counts.replayed += 1;
-            let port = entry.meta.local_port;
-            let of_port = self.parts.sockets.iter().position(|socket| socket.local_addr().port() == port);
-            let received = &mut self.counts.received[of_port.unwrap_or(0)];
-            received.0 += 1;
-            received.1 += entry.bytes.len() as u64;
-            for (table, rows) in outcome.rows.into_iter().map(u64::from).enumerate() {
-                let is_in_log = FROM_DATAGRAMS[table] && entry.number < in_log[table].datagram;
-                let left_out = if is_in_log { rows } else { rows.min(skip[table]) };
-                skip[table] -= if is_in_log { 0 } else { left_out };
-                discard[table] += left_out;
-                self.counts.rows[table] += rows - left_out;
+            if course.datagrams.is_multiple_of(TAKE_EVERY) {
+                self.take_meanwhile(kept, ring, &mut course);
             }
-            // Nothing goes to the log that would say less than what is there: whoever reads back stops at it.
-            if is_large && number >= last_known {
-                self.close(|batcher, _, emit| batcher.close_replayed(&mut discard, emit));
+            if course.datagrams.is_multiple_of(CLOSE_EVERY) {
+                self.wait_for_writer(kept, ring, &mut course);
             }
         }
         if relearning {
             self.end_relearning();
         }
-        self.parts.batcher.set_next_datagram(journal.next());
-        self.close(|batcher, _, emit| batcher.close_replayed(&mut discard, emit));
+        self.parts.batcher.set_next_datagram(kept.journal.next());
+        if !course.is_past_log {
+            self.close(|batcher, _, emit| batcher.close_replayed(&mut course.discard, emit));
+        }
+    }
+
+    fn count_again(&mut self, entry: &Entry<'_>, was_left: bool) {
+        self.counts.replayed += u64::from(was_left);
+        let port = entry.meta.local_port;
+        let of_port = self.parts.sockets.iter().position(|socket| socket.local_addr().port() == port);
+        if let Some(received) = self.counts.received.get_mut(of_port.unwrap_or(0)) {
+            received.0 += 1;
+            received.1 += entry.bytes.len() as u64;
+        }
+    }
+
+    /// Closes what is full, when all that the log has is behind: nothing may go there that would say less than what is
+    /// there, for whoever reads back stops at it; nor anything while rows are still skipped, for then the other tables
+    /// would say that the log has all of their datagrams.
+    fn close_again(&mut self, course: &mut Course) {
+        if course.is_past_log {
+            if course.datagrams.is_multiple_of(CLOSE_EVERY) {
+                self.close(|batcher, ratios, emit| batcher.close_full(ratios, emit));
+            }
+            return;
+        }
+        // What is not met among so many rows will not be: it had waited for its template, and was given up.
+        let is_late = self.parts.batcher.open_rows() >= 4 * MOST_ROWS;
+        if is_late || course.skip.iter().all(|rows| *rows == 0) {
+            course.is_past_log = true;
+            course.skip = [0; Table::ALL.len()];
+            self.close(|batcher, _, emit| batcher.close_replayed(&mut course.discard, emit));
+        }
+    }
+
+    /// Takes what the kernel has into the journal, behind what is being decoded again: its turn comes, and the socket's
+    /// buffer does not fill meanwhile. Nothing is overwritten for it that is not decoded, or not known to be in the log.
+    fn take_meanwhile(&mut self, kept: &mut KeptJournal, ring: &mut Ring, course: &mut Course) {
+        let KeptJournal { journal, low, .. } = kept;
+        journal.set_low(low.load(Ordering::Acquire));
+        while course.kept_from < course.position
+            && let Some((_, after)) =
+                journal.entry(course.kept_from).filter(|(entry, _)| entry.number < journal.low())
+        {
+            course.kept_from = after;
+        }
+        for index in 0..self.parts.sockets.len() {
+            let socket = Arc::clone(&self.parts.sockets[index]);
+            let local_port = socket.local_addr().port();
+            for _ in 0..ROUNDS {
+                if !journal.has_room_behind(course.kept_from, Journal::CALL_BYTES) {
+                    break;
+                }
+                ring.begin_batch(journal.next() + 1, local_port);
+                let count = match ring.receive(&socket) {
+                    Ok(count) => count,
+                    Err(error) => return self.failed("receive datagrams", &error),
+                };
+                self.counts.calls += 1;
+                self.counts.full_calls += u64::from(count == RING_SLOTS);
+                keep(journal, ring.datagrams(), local_port);
+                ring.end_batch();
+                for cut in ring.datagrams().filter(|datagram| datagram.truncated) {
+                    self.counts.truncated += 1;
+                    self.counts.received[index].0 += 1;
+                    self.counts.received[index].1 += cut.bytes.len() as u64;
+                }
+                if count < RING_SLOTS {
+                    break;
+                }
+            }
+        }
+        self.parts.stats.publish(&self.counts, self.parts.decoder.counters());
+    }
+
+    /// Waits while the writer has its hands full. Unlike datagrams that are received, what is decoded again can wait: it
+    /// is safe where it is, while batches that the queue has no room for are dropped.
+    fn wait_for_writer(&mut self, kept: &mut KeptJournal, ring: &mut Ring, course: &mut Course) {
+        if self.parts.queue.has_room() {
+            return;
+        }
+        let progress = |work: &Work| {
+            let counters = work.parts.queue.counters();
+            (counters.queued_batches, counters.backlog_messages)
+        };
+        let (mut last, mut since) = (progress(self), Instant::now());
+        while !self.parts.queue.has_room() && since.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+            self.take_meanwhile(kept, ring, course);
+            let now = progress(self);
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+        }
     }
 
     fn leave_out(&mut self, entry: &Entry<'_>) {
@@ -170,3 +323,7 @@ impl Work {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod tests;

@@ -11,6 +11,7 @@ pub mod ingest;
 mod provider;
 pub mod rollup;
 pub mod serve;
+mod sketch;
 pub mod source;
 pub mod sql;
 pub mod store;

@@ -27,9 +27,9 @@ pub(crate) fn relative_error(sketch: &HllSketch) -> f64 {
     if estimate > 0.0 { (sketch.upper_bound(NumStdDev::One) - estimate) / estimate } else { 0.0 }
 }
 
-/// What a sketch counts, and three standard errors.
+/// What a sketch counts, and three standard errors; a whole number, so that sums of it are exact in whatever order.
 pub(crate) fn at_most(sketch: &HllSketch) -> f64 {
-    sketch.upper_bound(NumStdDev::Three)
+    sketch.upper_bound(NumStdDev::Three).ceil()
 }
 
 /// Sketches put together.

@@ -92,6 +92,14 @@ macro_rules! talker {
     };
 }
 
+/// The same of keys alone.
+macro_rules! talker_key {
+    () => {
+        "dimension, addr, peer_addr, prefix_len, ip_protocol, port, peer_port, asn, peer_asn, \
+         exporter_addr, if_index, peer_if_index, vrf, peer_vrf, dscp, app"
+    };
+}
+
 /// Ranks, shares and bounds are windows over the sums: a query that does not name them does not compute them.
 macro_rules! talkers_view {
     ($parts:literal) => {
@@ -111,6 +119,28 @@ macro_rules! talkers_view {
             $parts,
             " GROUP BY window_start, ",
             talker!()
+        )
+    };
+}
+
+/// How many different values keys have. The sketches of the parts are put together once, and read above.
+macro_rules! distinct_view {
+    ($parts:literal) => {
+        concat!(
+            "SELECT window_start, ",
+            talker!(),
+            ", flows, hll_estimate(sketch) AS distinct_count, hll_error(sketch) AS relative_error, \
+             CASE WHEN NOT other THEN sum(CASE WHEN other THEN bound ELSE 0.0 END) \
+               OVER (PARTITION BY window_start, dimension) - bound END AS error_bound, \
+             CASE WHEN NOT other THEN CAST(rank() OVER (PARTITION BY window_start, dimension, other \
+               ORDER BY hll_estimate(sketch) DESC) AS BIGINT) END AS rank, sketch \
+             FROM (SELECT window_start, ",
+            talker!(),
+            ", sum(flows) AS flows, hll_merge(sketch) AS sketch, sum(bound) AS bound FROM ",
+            $parts,
+            " GROUP BY window_start, ",
+            talker!(),
+            ")"
         )
     };
 }
@@ -144,6 +174,24 @@ macro_rules! changes_view {
         )
     };
 }
+
+/// When keys were seen first: by the hour as far as hours are kept, else by the day.
+const TALKERS_SEEN: &str = concat!(
+    "SELECT ",
+    talker_key!(),
+    ", CASE WHEN first_day IS NULL OR first_hour < first_day + INTERVAL '1 day' THEN first_hour ELSE first_day END \
+     AS first_seen, last_seen, est_bytes FROM (SELECT ",
+    talker_key!(),
+    ", min(window_start) FILTER (WHERE is_day) AS first_day, min(window_start) FILTER (WHERE NOT is_day) AS first_hour, \
+     coalesce(max(window_end) FILTER (WHERE NOT is_day), \
+     max(window_end)) AS last_seen, sum(est_bytes) FILTER (WHERE is_day) AS est_bytes FROM (SELECT ",
+    talker_key!(),
+    ", window_start, window_end, est_bytes, true AS is_day FROM top_talkers_1d_parts WHERE NOT other UNION ALL SELECT ",
+    talker_key!(),
+    ", window_start, window_end, est_bytes, false AS is_day FROM top_talkers_1h_parts WHERE NOT other) GROUP BY ",
+    talker_key!(),
+    ")"
+);
 
 /// Classes of service with rates over a window of `$seconds`.
 macro_rules! qos_view {
@@ -257,6 +305,9 @@ const VIEWS: &[(&str, &str)] = &[
     ("talker_changes", changes_view!("top_talkers_parts")),
     ("talker_changes_1h", changes_view!("top_talkers_1h_parts")),
     ("talker_changes_1d", changes_view!("top_talkers_1d_parts")),
+    ("talkers_seen", TALKERS_SEEN),
+    ("distinct_1m", distinct_view!("distinct_1m_parts")),
+    ("distinct_1h", distinct_view!("distinct_1h_parts")),
     ("qos_10s", qos_view!("qos_10s_parts", "10")),
     ("qos_1m", qos_view!("qos_1m_parts", "60")),
     ("qos_1h", qos_view!("qos_1h_parts", "3600")),

@@ -13,6 +13,7 @@ mod intake;
 mod provider;
 pub mod rollup;
 pub mod serve;
+mod sketch;
 pub mod source;
 pub mod sql;
 pub mod store;

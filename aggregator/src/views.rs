@@ -30,7 +30,7 @@ macro_rules! rise {
 }
 
 /// To be registered after those of the catalogue.
-pub(crate) const INTERFACE_VIEWS: [(&str, &str); 2] = [
+pub(crate) const INTERFACE_VIEWS: [(&str, &str); 3] = [
     (
         "interface_rates",
         concat!(
@@ -67,6 +67,16 @@ pub(crate) const INTERFACE_VIEWS: [(&str, &str); 2] = [
            sum(bytes) AS bytes, sum(packets) AS packets, sum(est_bytes) AS est_bytes, sum(est_packets) AS est_packets, \
            sum(flows) AS flows, sum(unknown_sampling_flows) AS unknown_sampling_flows \
            FROM qos_1m GROUP BY window_start, exporter_addr, if_index, direction) q \
+         LEFT JOIN (SELECT exporter_addr, if_index, last_value(if_speed ORDER BY received_at) AS if_speed \
+           FROM interface_counters WHERE received_at > now() - INTERVAL '7 days' \
+           GROUP BY exporter_addr, if_index) s \
+         ON q.exporter_addr = s.exporter_addr AND q.if_index = s.if_index",
+    ),
+    (
+        "class_traffic",
+        "SELECT q.window_start, q.exporter_addr, q.if_index, q.direction, q.dscp, q.class, s.if_speed, q.bits_per_s, \
+         q.bits_per_s / nullif(s.if_speed, 0) AS utilisation, q.bytes, q.packets, q.est_bytes, q.est_packets, q.flows, \
+         q.unknown_sampling_flows FROM qos_1m q \
          LEFT JOIN (SELECT exporter_addr, if_index, last_value(if_speed ORDER BY received_at) AS if_speed \
            FROM interface_counters WHERE received_at > now() - INTERVAL '7 days' \
            GROUP BY exporter_addr, if_index) s \

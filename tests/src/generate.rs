@@ -18,6 +18,8 @@ pub struct Sent {
     pub est_bytes: u64,
     pub options_records: u64,
     pub counter_samples: u64,
+    pub nat_events: u64,
+    pub discards: u64,
 }
 
 impl Sent {
@@ -31,6 +33,8 @@ impl Sent {
             est_bytes: of("est_bytes"),
             options_records: of("options_records"),
             counter_samples: of("counter_samples"),
+            nat_events: of("nat_events"),
+            discards: of("discards"),
         }
     }
 }
@@ -42,12 +46,13 @@ pub struct Load {
     rate: u64,
     seed: u64,
     exporters: u32,
+    extras: bool,
 }
 
 impl Load {
     /// So many flows in all four protocols, at 20,000 flows/s.
     pub fn new(flows: u64) -> Load {
-        Load { flows, rate: 20_000, seed: 1, exporters: 4 }
+        Load { flows, rate: 20_000, seed: 1, exporters: 4, extras: false }
     }
 
     pub fn rate(self, rate: u64) -> Load {
@@ -62,6 +67,11 @@ impl Load {
         Load { exporters, ..self }
     }
 
+    /// Also what only some exporters send: calls, NAT events, dropped packets.
+    pub fn extras(self) -> Load {
+        Load { extras: true, ..self }
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(binary());
         command.args([
@@ -73,6 +83,9 @@ impl Load {
             &self.rate.to_string(),
         ]);
         command.args(["--seed", &self.seed.to_string(), "--exporters", &self.exporters.to_string()]);
+        if self.extras {
+            command.arg("--extras");
+        }
         command
     }
 

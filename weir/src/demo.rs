@@ -63,7 +63,7 @@ struct Generate {
 
 fn generate(udp: SocketAddr, rate: u64) {
     let (to, rate) = (udp.to_string(), rate.to_string());
-    let words = ["generate", "--to", &to, "--rate", &rate, "--exporters", "8", "--protocol", "mixed"];
+    let words = ["generate", "--to", &to, "--rate", &rate, "--exporters", "8", "--extras"];
     let ended = Generate::try_parse_from(words)
         .map_err(|error| Failure::failed(error.to_string()))
         .and_then(|typed| Ok(crate::tools::generate::run(&typed.args)?));

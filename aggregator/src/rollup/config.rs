@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::dimension::Dimension;
+use super::dimension::{Counted, Dimension};
 
 /// Which time a flow's bytes and packets belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -34,6 +34,11 @@ pub struct AggregateConfig {
     pub dimensions: Vec<String>,
     /// How many keys a window and dimension keep of each commit; the others are one row.
     pub top_k: usize,
+    /// What `distinct_1m` counts: `dst_addr per src_addr` (whom a source talks to), or any other attribute per dimension
+    /// that `dimensions` may have. Empty: nothing. Each costs time for every flow.
+    pub distinct: Vec<String>,
+    /// How many keys a window keeps of each commit and count, those with most; the others are one row.
+    pub distinct_top_k: usize,
     /// Prefix length of `src_net` and `dst_net`, IPv4.
     pub prefix_v4: u8,
     /// Prefix length of `src_net` and `dst_net`, IPv6.
@@ -62,12 +67,17 @@ const DIMENSIONS: [&str; 15] = [
     "in_if+dscp",
 ];
 
+/// What is counted unless the configuration says otherwise.
+const DISTINCT: [&str; 3] = ["dst_addr per src_addr", "src_addr per dst_addr", "dst_port per conversation"];
+
 impl Default for AggregateConfig {
     fn default() -> Self {
         AggregateConfig {
             attribute: Attribute::Spread,
             dimensions: DIMENSIONS.map(str::to_owned).to_vec(),
             top_k: 1000,
+            distinct: DISTINCT.map(str::to_owned).to_vec(),
+            distinct_top_k: 100,
             prefix_v4: 24,
             prefix_v6: 48,
             classes: BTreeMap::new(),
@@ -86,6 +96,20 @@ impl AggregateConfig {
             if self.dimensions[..at].contains(name) {
                 problems.push(format!("dimensions: `{name}` is there twice"));
             }
+        }
+        for (at, name) in self.distinct.iter().enumerate() {
+            if let Err(problem) = name.parse::<Counted>() {
+                problems.push(format!("distinct: {problem}"));
+            }
+            if self.distinct[..at].contains(name) {
+                problems.push(format!("distinct: `{name}` is there twice"));
+            }
+        }
+        if self.distinct.len() > 16 {
+            problems.push("distinct: at most 16".to_owned());
+        }
+        if !(10..=10_000).contains(&self.distinct_top_k) {
+            problems.push("distinct_top_k: 10 to 10000".to_owned());
         }
         if self.dimensions.len() > 64 {
             problems.push("dimensions: at most 64".to_owned());
@@ -118,6 +142,11 @@ impl AggregateConfig {
         self.dimensions.iter().filter_map(|name| name.parse().ok()).collect()
     }
 
+    /// What is counted; what is wrong was refused before.
+    pub(super) fn counted(&self) -> Vec<Counted> {
+        self.distinct.iter().filter_map(|name| name.parse().ok()).collect()
+    }
+
     /// The name of a DSCP's class: the operator's, else the DSCP's own, else its digits.
     pub(super) fn class(&self, dscp: u8) -> String {
         let own = self.classes.iter().find(|(_, all)| all.contains(&dscp)).map(|(class, _)| class.clone());
@@ -136,9 +165,12 @@ mod tests {
         let mut wrong = AggregateConfig { top_k: 3, prefix_v4: 33, prefix_v6: 129, ..Default::default() };
         wrong.dimensions =
             ["src_addr", "src_adr", "src_addr", "src_addr+src_addr", "a+b+c"].map(str::to_owned).into();
+        wrong.distinct_top_k = 0;
+        let distinct = ["dst_addr of src_addr", "dst_adr per src_addr", "src_addr per conversation"];
+        wrong.distinct = distinct.map(str::to_owned).into();
         wrong.classes.insert("voice".into(), vec![46, 64]);
         wrong.classes.insert("video".into(), vec![46]);
-        assert_eq!(wrong.problems().len(), 9, "{:#?}", wrong.problems());
+        assert_eq!(wrong.problems().len(), 13, "{:#?}", wrong.problems());
         assert!(wrong.problems()[0].contains("`src_adr`") && wrong.problems()[0].contains("`src_addr`"));
         assert_eq!(
             (wrong.class(46), wrong.class(0), wrong.class(43)),

@@ -94,3 +94,26 @@ impl FromStr for Dimension {
         }
     }
 }
+
+/// An attribute whose different values are counted for each key of a dimension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Counted {
+    pub(super) name: String,
+    pub(super) value: Atom,
+    pub(super) key: Dimension,
+}
+
+impl FromStr for Counted {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Counted, String> {
+        let Some((value, key)) = name.split_once(" per ") else {
+            return Err(format!("`{name}` is not like `dst_addr per src_addr`"));
+        };
+        let (value, key) = (atom(value)?, key.parse::<Dimension>()?);
+        if key.first == value || key.second == Some(value) {
+            return Err(format!("`{name}` counts what it is told by"));
+        }
+        Ok(Counted { name: name.to_owned(), value, key })
+    }
+}

@@ -212,11 +212,11 @@ impl Rows {
     }
 }
 
-/// The partial rows of `flows_1m`, `flows_1h` and `flows_1d`, and of `top_talkers`.
+/// The partial rows of `flows_1m`, `flows_1h` and `flows_1d`, of `top_talkers`, and of `distinct_1m`.
 pub(super) fn compute(
     batches: &[RecordBatch],
     config: &AggregateConfig,
-) -> Result<(Vec<RecordBatch>, RecordBatch), ArrowError> {
+) -> Result<(Vec<RecordBatch>, RecordBatch, RecordBatch), ArrowError> {
     let flows = Flows::new(batches);
     let volumes = Volumes::new(&flows, config.attribute)?;
     let (keys, of_row) = classes(&flows)?;
@@ -245,7 +245,8 @@ pub(super) fn compute(
     }
     let parts = [minutes, hours, days].into_iter().zip(resolutions);
     let parts = parts.map(|(rows, resolution)| to_batch(rows, resolution, &keys));
-    Ok((parts.collect::<Result<_, _>>()?, talkers.finish()?))
+    let (talkers, distinct) = talkers.finish()?;
+    Ok((parts.collect::<Result<_, _>>()?, talkers, distinct))
 }
 
 fn to_batch(mut rows: Rows, resolution: Resolution, keys: &[ClassKey]) -> Result<RecordBatch, ArrowError> {

@@ -44,6 +44,7 @@ pub(super) fn merge(
         columns.push(match column.data_type() {
             // what no part has stays unknown
             kind if column.null_count() == column.len() => new_null_array(kind, first.len()),
+            DataType::Binary => super::distinct::union(column, &group_of, first.len())?,
             DataType::Float64 => {
                 let mut sums = vec![0.0; first.len()];
                 let values = column.as_primitive::<Float64Type>();

@@ -7,14 +7,19 @@
 //! * `columns`: the columns of flow rows as plain vectors; `intern`: numbers for keys.
 //! * `sweep`: bytes and packets over the windows in which a flow lasted, nothing lost to rounding.
 //! * `flows`: sums by exporter, interfaces, protocol, class and ASs, and `talkers` from them and from the flows.
+//! * `distinct`: how many different peers or ports a key has, as sketches; `atoms`: what it and `talkers` tell keys by.
 //! * `qos`: sums by interface, direction and class in windows of ten seconds.
 //! * `merge`: partial rows put together; the windows of an hour and a day are made of the finer ones.
 //!
 //! The bounds are in `docs/decisions/rollups.md`.
 
+mod atoms;
 mod columns;
 mod config;
 mod dimension;
+mod distinct;
+#[cfg(test)]
+mod distinct_tests;
 mod flows;
 mod intern;
 mod merge;
@@ -66,6 +71,8 @@ pub enum Kind {
     Flows,
     /// Of each dimension the largest keys, and the rest as one row.
     Talkers,
+    /// Of keys those with the most different values of another attribute, and the rest as one row.
+    Distinct,
     /// Exporter, interface, direction and class.
     Qos,
     /// Exporter, interface pair, class before and class after.
@@ -75,7 +82,7 @@ pub enum Kind {
 /// What is computed in one pass over the flow rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Family {
-    /// Flows and talkers.
+    /// Flows, talkers and distinct counts.
     Volume,
     /// Classes and re-marking.
     Classes,
@@ -95,8 +102,9 @@ impl Family {
     ) -> Result<Vec<RecordBatch>, ArrowError> {
         match self {
             Family::Volume => {
-                let (mut parts, talkers) = flows::compute(flows, config)?;
+                let (mut parts, talkers, distinct) = flows::compute(flows, config)?;
                 parts.extend(coarser(Kind::Talkers, talkers, config)?);
+                parts.extend(coarser(Kind::Distinct, distinct, config)?);
                 Ok(parts)
             }
             Family::Classes => {
@@ -118,7 +126,7 @@ fn coarser(
     let mut parts = vec![finest];
     for rollup in Rollup::ALL.into_iter().filter(|rollup| rollup.kind == kind).skip(1) {
         let wide = merge::widen(&parts[parts.len() - 1], rollup.resolution.micros())?;
-        parts.push(rollup.merge_with(&[wide], config.top_k)?);
+        parts.push(rollup.merge_with(&[wide], rollup.keys_kept(config))?);
     }
     Ok(parts)
 }
@@ -136,13 +144,15 @@ const fn rollup(kind: Kind, resolution: Resolution) -> Rollup {
 
 impl Rollup {
     /// Every rollup; of each kind the finest first.
-    pub const ALL: [Rollup; 11] = [
+    pub const ALL: [Rollup; 13] = [
         rollup(Kind::Flows, Resolution::Minute),
         rollup(Kind::Flows, Resolution::Hour),
         rollup(Kind::Flows, Resolution::Day),
         rollup(Kind::Talkers, Resolution::Minute),
         rollup(Kind::Talkers, Resolution::Hour),
         rollup(Kind::Talkers, Resolution::Day),
+        rollup(Kind::Distinct, Resolution::Minute),
+        rollup(Kind::Distinct, Resolution::Hour),
         rollup(Kind::Qos, Resolution::TenSeconds),
         rollup(Kind::Qos, Resolution::Minute),
         rollup(Kind::Qos, Resolution::Hour),
@@ -159,6 +169,8 @@ impl Rollup {
             (Kind::Talkers, Resolution::Hour) => "top_talkers_1h_parts",
             (Kind::Talkers, Resolution::Day) => "top_talkers_1d_parts",
             (Kind::Talkers, _) => "top_talkers_parts",
+            (Kind::Distinct, Resolution::Hour) => "distinct_1h_parts",
+            (Kind::Distinct, _) => "distinct_1m_parts",
             (Kind::Qos, Resolution::TenSeconds) => "qos_10s_parts",
             (Kind::Qos, Resolution::Minute) => "qos_1m_parts",
             (Kind::Qos, Resolution::Hour) => "qos_1h_parts",
@@ -169,7 +181,7 @@ impl Rollup {
 
     pub(crate) const fn family(self) -> Family {
         match self.kind {
-            Kind::Flows | Kind::Talkers => Family::Volume,
+            Kind::Flows | Kind::Talkers | Kind::Distinct => Family::Volume,
             Kind::Qos | Kind::Remarking => Family::Classes,
         }
     }
@@ -190,7 +202,7 @@ impl Rollup {
                 field("src_as", DataType::Int64),
                 field("dst_as", DataType::Int64),
             ],
-            Kind::Talkers => talkers::keys(),
+            Kind::Talkers | Kind::Distinct => atoms::keys(),
             Kind::Qos => vec![
                 field("exporter_addr", address()),
                 field("direction", DataType::Utf8),
@@ -218,6 +230,12 @@ impl Rollup {
     pub fn schema(self) -> SchemaRef {
         let mut fields = self.keys();
         let measure = |name: &str, kind: DataType| Field::new(name, kind, true);
+        if self.kind == Kind::Distinct {
+            let measures =
+                [("flows", DataType::Int64), ("sketch", DataType::Binary), ("bound", DataType::Float64)];
+            fields.extend(measures.map(|(name, kind)| measure(name, kind)));
+            return Arc::new(Schema::new(fields));
+        }
         fields.extend([
             measure("flows", DataType::Int64),
             measure("bytes", DataType::Int64),
@@ -230,7 +248,7 @@ impl Rollup {
         match self.kind {
             Kind::Talkers => fields.push(measure("bound", DataType::Float64)),
             Kind::Qos => fields.extend(qos::MEASURES.iter().map(|name| measure(name, DataType::Int64))),
-            Kind::Flows | Kind::Remarking => {}
+            Kind::Flows | Kind::Remarking | Kind::Distinct => {}
         }
         Arc::new(Schema::new(fields))
     }
@@ -241,12 +259,22 @@ impl Rollup {
         parts: &[RecordBatch],
         config: &AggregateConfig,
     ) -> Result<RecordBatch, ArrowError> {
-        self.merge_with(parts, config.top_k * talkers::MERGED)
+        let more = if self.kind == Kind::Distinct { distinct::MERGED } else { talkers::MERGED };
+        self.merge_with(parts, self.keys_kept(config) * more)
+    }
+
+    /// How many keys of a window and dimension a commit keeps.
+    fn keys_kept(self, config: &AggregateConfig) -> usize {
+        if self.kind == Kind::Distinct { config.distinct_top_k } else { config.top_k }
     }
 
     fn merge_with(self, parts: &[RecordBatch], top_k: usize) -> Result<RecordBatch, ArrowError> {
         let merged = merge::merge(&self.schema(), self.key_columns(), parts)?;
-        if self.kind == Kind::Talkers { talkers::cut(&merged, top_k) } else { Ok(merged) }
+        match self.kind {
+            Kind::Talkers => talkers::cut_by_bytes(&merged, self.key_columns(), top_k),
+            Kind::Distinct => distinct::cut(&merged, self.key_columns(), top_k),
+            Kind::Flows | Kind::Qos | Kind::Remarking => Ok(merged),
+        }
     }
 }
 

@@ -10,13 +10,13 @@ use arrow::datatypes::{Float64Type, Int16Type, Int32Type, Int64Type, TimestampMi
 
 use super::*;
 
-const NOON: i64 = 1_795_392_000_000_000 + 43_200_000_000;
+pub(super) const NOON: i64 = 1_795_392_000_000_000 + 43_200_000_000;
 const HOUR: i64 = 3_600_000_000;
 
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -36,35 +36,35 @@ impl Random {
 }
 
 #[derive(Debug, Clone)]
-struct Flow {
-    received: i64,
-    start: Option<i64>,
-    end: Option<i64>,
-    exporter: Option<u128>,
-    src: Option<u128>,
-    dst: Option<u128>,
-    in_if: Option<i64>,
-    out_if: Option<i64>,
-    protocol: Option<i64>,
-    port: Option<i64>,
-    tos: Option<i64>,
-    post_tos: Option<i64>,
-    src_as: Option<i64>,
-    dst_as: Option<i64>,
-    bytes: i64,
-    packets: i64,
-    rate: Option<f64>,
-    status: Option<i64>,
-    rtt: Option<i64>,
+pub(super) struct Flow {
+    pub(super) received: i64,
+    pub(super) start: Option<i64>,
+    pub(super) end: Option<i64>,
+    pub(super) exporter: Option<u128>,
+    pub(super) src: Option<u128>,
+    pub(super) dst: Option<u128>,
+    pub(super) in_if: Option<i64>,
+    pub(super) out_if: Option<i64>,
+    pub(super) protocol: Option<i64>,
+    pub(super) port: Option<i64>,
+    pub(super) tos: Option<i64>,
+    pub(super) post_tos: Option<i64>,
+    pub(super) src_as: Option<i64>,
+    pub(super) dst_as: Option<i64>,
+    pub(super) bytes: i64,
+    pub(super) packets: i64,
+    pub(super) rate: Option<f64>,
+    pub(super) status: Option<i64>,
+    pub(super) rtt: Option<i64>,
 }
 
 /// IPv4 below 2^32, else IPv6.
-fn host(number: u64) -> u128 {
+pub(super) fn host(number: u64) -> u128 {
     let v4 = 0xffff_0a00_0000 | u128::from(number);
     if number.is_multiple_of(3) { 0x2001_0db8 << 96 | u128::from(number) << 78 } else { v4 }
 }
 
-fn random_flow(random: &mut Random, longest: u64) -> Flow {
+pub(super) fn random_flow(random: &mut Random, longest: u64) -> Flow {
     let end = NOON + random.below(2 * HOUR as u64) as i64;
     let duration = match random.below(4) {
         0 => 0,
@@ -95,7 +95,7 @@ fn random_flow(random: &mut Random, longest: u64) -> Flow {
     }
 }
 
-fn batch(flows: &[Flow]) -> RecordBatch {
+pub(super) fn batch(flows: &[Flow]) -> RecordBatch {
     let times = |of: fn(&Flow) -> Option<i64>| -> ArrayRef {
         Arc::new(TimestampMicrosecondArray::from_iter(flows.iter().map(of)).with_timezone("UTC"))
     };
@@ -220,7 +220,7 @@ fn table(rollup: Rollup, parts: &[RecordBatch]) -> Table {
 }
 
 /// The windows of a flow with what it adds, by the rule as it is told: in proportion, rounded down at each boundary.
-fn spread(flow: &Flow, window: i64, attribute: Attribute) -> Vec<(i64, Measures)> {
+pub(super) fn spread(flow: &Flow, window: i64, attribute: Attribute) -> Vec<(i64, Measures)> {
     let end = flow.end.unwrap_or(flow.received);
     let start = flow.start.unwrap_or(end).min(end).max(end - 24 * HOUR);
     let (start, end) = match attribute {
@@ -314,6 +314,7 @@ fn truth(rollup: Rollup, flows: &[Flow], attribute: Attribute) -> Table {
                     let keys = [text(flow.in_if), text(flow.out_if), text(dscp), text(Some(post / 4))];
                     add([vec![addr(flow.exporter)], keys.to_vec()].concat(), 6);
                 }
+                Kind::Distinct => {}
                 Kind::Talkers => {
                     for (dimension, fields) in talker(flow, dscp) {
                         let mut keys = vec!["-".to_owned(); 17];
@@ -360,12 +361,21 @@ fn talker(flow: &Flow, dscp: Option<i64>) -> Vec<(&'static str, Vec<(usize, Stri
     ]
 }
 
-fn config() -> AggregateConfig {
-    AggregateConfig { dimensions: DIMENSIONS.map(str::to_owned).to_vec(), ..AggregateConfig::default() }
+pub(super) fn config() -> AggregateConfig {
+    AggregateConfig {
+        dimensions: DIMENSIONS.map(str::to_owned).to_vec(),
+        // they do not add up: distinct_tests
+        distinct: Vec::new(),
+        ..AggregateConfig::default()
+    }
 }
 
 /// Computes the flows in random pieces, in random order, and merges some of the parts again, as compaction does.
-fn pieces(random: &mut Random, flows: &[Flow], config: &AggregateConfig) -> Vec<(Rollup, Vec<RecordBatch>)> {
+pub(super) fn pieces(
+    random: &mut Random,
+    flows: &[Flow],
+    config: &AggregateConfig,
+) -> Vec<(Rollup, Vec<RecordBatch>)> {
     let mut shuffled = flows.to_vec();
     random.shuffle(&mut shuffled);
     let mut result: Vec<(Rollup, Vec<RecordBatch>)> =
@@ -472,7 +482,7 @@ fn a_flood_of_long_flows_is_bounded() {
                 Kind::Flows => 1,
                 Kind::Talkers => AggregateConfig::default().dimensions.len() as i64,
                 Kind::Qos => 2,
-                Kind::Remarking => continue,
+                Kind::Remarking | Kind::Distinct => continue,
             };
             let bytes: i64 = flows.iter().map(|flow| flow.bytes).sum();
             assert_eq!((sum("flows"), sum("bytes")), (copies * 20_000, copies * bytes), "{rollup:?}");

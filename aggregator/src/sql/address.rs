@@ -138,6 +138,17 @@ fn to_text(expr: Expr) -> Expr {
     functions::text().call(vec![expr])
 }
 
+/// An address is no network: inside, and inside or equal, are the same.
+fn is_inside(op: &BinaryOperator) -> bool {
+    matches!(op, BinaryOperator::PGBitwiseShiftLeft)
+        || matches!(op, BinaryOperator::Custom(op) if op == "<<=")
+}
+
+fn is_around(op: &BinaryOperator) -> bool {
+    matches!(op, BinaryOperator::PGBitwiseShiftRight)
+        || matches!(op, BinaryOperator::Custom(op) if op == ">>=")
+}
+
 /// The addresses of binary operators, while SQL is planned.
 #[derive(Debug)]
 pub struct AddressPlanner;
@@ -161,9 +172,13 @@ impl ExprPlanner for AddressPlanner {
                 }
                 _ => {}
             },
-            // PostgreSQL's "is inside the network": address << '10.0.0.0/8'
-            Op::PGBitwiseShiftLeft if left == Some(Family::Ip) => {
+            // PostgreSQL's "is inside the network": address << '10.0.0.0/8', and the other way round
+            ref op if left == Some(Family::Ip) && is_inside(op) => {
                 let contains = functions::cidr_contains().call(vec![expr.right, expr.left]);
+                return Ok(PlannerResult::Planned(contains));
+            }
+            ref op if right == Some(Family::Ip) && is_around(op) => {
+                let contains = functions::cidr_contains().call(vec![expr.left, expr.right]);
                 return Ok(PlannerResult::Planned(contains));
             }
             Op::StringConcat

@@ -60,6 +60,12 @@ pub(crate) static QUESTIONS: &[Question] = &[
         sql: include_str!("questions/capacity.sql"),
     },
     Question {
+        name: "calls",
+        doc: "calls(since = '1 hour') → voice and video (see media) of which the exporter measures jitter and loss, by exporter, addresses, application and class: loss, mean jitter and round trip; for voice the rating and mean opinion score of the E-model (without a round trip as if it were 0)",
+        parameters: &[("since", Kind::Interval, Some("1 hour"))],
+        sql: include_str!("questions/calls.sql"),
+    },
+    Question {
         name: "flows_dedup",
         doc: "flows_dedup(since = '1 hour') → the flows of that time, each conversation (addresses, ports, protocol) of one exporter and direction only: of the one that reports most bytes of it, by estimate; of equals the lowest address, ingress first",
         parameters: &[("since", Kind::Interval, Some("1 hour"))],

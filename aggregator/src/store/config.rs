@@ -46,7 +46,7 @@ pub struct StoreConfig {
 }
 
 /// How long tables keep unless the configuration says otherwise.
-const RETENTION_DAYS: [(&str, u32); 21] = [
+const RETENTION_DAYS: [(&str, u32); 23] = [
     ("flows", 30),
     ("nat_events", 30),
     ("discards", 30),
@@ -63,6 +63,8 @@ const RETENTION_DAYS: [(&str, u32); 21] = [
     ("top_talkers", 60),
     ("top_talkers_1h", 730),
     ("top_talkers_1d", 3650),
+    ("distinct_1m", 14),
+    ("distinct_1h", 365),
     ("qos_10s", 7),
     ("qos_1m", 90),
     ("qos_1h", 730),

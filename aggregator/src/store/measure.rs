@@ -107,6 +107,8 @@ fn the_parts_of_ingestion() {
     let bytes: usize = files.iter().map(|file| file.bytes.len()).sum();
     eprintln!("{:<28} {:>8.2} bytes/row", "", bytes as f64 / rows as f64);
     let config = AggregateConfig::default();
+    let uncounted = AggregateConfig { distinct: Vec::new(), ..AggregateConfig::default() };
+    timed("rollups: Volume, no distinct", rows, || Family::Volume.compute(&flows, &uncounted).unwrap());
     for family in [Family::Volume, Family::Classes] {
         let name = format!("rollups: {family:?}");
         let computed = timed(&name, rows, || family.compute(&flows, &config).unwrap());

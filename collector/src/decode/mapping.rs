@@ -181,9 +181,9 @@ pub(crate) const MAPPINGS: &[Mapping] = &[
     one(IANA, 460, HttpHost, Text),
     one(IANA, 461, HttpUrl, Text),
     // performance
-    one(IANA, 387, JitterUs, Counter),
-    one(IANA, 386, JitterUs, Times(1000)),
-    one(IANA, 388, JitterUs, Nanos),
+    one(IANA, 386, JitterUs, Counter),
+    one(IANA, 385, JitterUs, Times(1000)),
+    one(IANA, 387, JitterUs, Nanos),
 ];
 
 type Index = HashMap<(u32, u16), Vec<(usize, Mapping)>, foldhash::fast::RandomState>;

@@ -9,6 +9,7 @@
 //! services with their ports, classes (DSCP), packet sizes and heavy-tailed lengths ([`traffic`]). Datagrams have the
 //! sizes that routers use: v5 30 records, v9 24 (IPv4) or 13 (IPv6), IPFIX 20 or 15, sFlow 7 samples.
 
+mod extras;
 mod netflow;
 mod repeat;
 mod sflow;
@@ -74,6 +75,9 @@ pub struct GeneratorConfig {
     /// Templates and options are sent again after so many datagrams, and so many seconds.
     pub refresh_datagrams: u32,
     pub refresh_seconds: u32,
+    /// Also what only some exporters send. IPFIX: calls with jitter, loss, application and re-marked class, and NAT events;
+    /// sFlow: dropped packets.
+    pub extras: bool,
 }
 
 impl Default for GeneratorConfig {
@@ -90,6 +94,7 @@ impl Default for GeneratorConfig {
             start_us: 0,
             refresh_datagrams: 500,
             refresh_seconds: 20,
+            extras: false,
         }
     }
 }
@@ -99,7 +104,7 @@ impl Default for GeneratorConfig {
 pub struct DatagramInfo {
     pub exporter: u32,
     pub protocol: Protocol,
-    /// Flow rows; 0 for templates and counter samples.
+    /// Flow rows; 0 for templates, counter samples, NAT events and dropped packets.
     pub rows: u32,
 }
 
@@ -119,6 +124,10 @@ pub struct Totals {
     pub options_records: u64,
     /// Rows of the table `interface_counters`.
     pub counter_samples: u64,
+    /// Rows of the table `nat_events`.
+    pub nat_events: u64,
+    /// Rows of the table `discards`.
+    pub discards: u64,
 }
 
 impl Totals {
@@ -147,6 +156,8 @@ impl Totals {
             est_packets: with(self.est_packets, other.est_packets),
             options_records: with(self.options_records, other.options_records),
             counter_samples: with(self.counter_samples, other.counter_samples),
+            nat_events: with(self.nat_events, other.nat_events),
+            discards: with(self.discards, other.discards),
         }
     }
 }
@@ -210,6 +221,7 @@ pub struct Generator {
 struct Limits {
     refresh_datagrams: u32,
     refresh_us: i64,
+    extras: bool,
 }
 
 /// What an encoder works with.
@@ -234,6 +246,7 @@ impl Generator {
         let limits = Limits {
             refresh_datagrams: config.refresh_datagrams.max(1),
             refresh_us: i64::from(config.refresh_seconds.max(1)) * 1_000_000,
+            extras: config.extras,
         };
         let exporters = config.exporters.max(1);
         let mut protocols = config.protocols.clone();

@@ -1,5 +1,6 @@
 //! NetFlow v5 (Cisco's format), v9 (RFC 3954) and IPFIX (RFC 7011).
 
+use super::extras::{self, Due};
 use super::traffic::Flow;
 use super::{Context, Exporter};
 
@@ -14,7 +15,7 @@ const TEMPLATE_V4: u16 = 256;
 const TEMPLATE_V6: u16 = 257;
 const TEMPLATE_SAMPLER: u16 = 258;
 /// The sampler that all flows of an exporter name.
-const SAMPLER: u8 = 1;
+pub(super) const SAMPLER: u8 = 1;
 /// AS_TRANS (RFC 6793 §9) stands for numbers that do not fit into 16 bits.
 const AS_TRANS: u16 = 23_456;
 
@@ -103,6 +104,8 @@ pub(super) struct Templated {
     /// v9: datagrams; IPFIX: data records.
     sequence: u32,
     since_refresh: u32,
+    /// Which of the extras are due.
+    turn: u32,
     /// When templates were sent last.
     refreshed_us: Option<i64>,
 }
@@ -213,11 +216,18 @@ impl Templated {
         let refresh = self.is_refresh_due(&context);
         let records = if refresh {
             ipfix_templates(context.exporter, buffer);
-            context.totals.options_records += 1;
-            1
+            let records = 1 + if context.limits.extras { extras::templates(buffer) } else { 0 };
+            context.totals.options_records += records as u64;
+            records
         } else {
             self.since_refresh += 1;
-            ipfix_data(context, buffer)
+            let due = if context.limits.extras { extras::due(self.turn) } else { Due::Usual };
+            self.turn = self.turn.wrapping_add(1);
+            match due {
+                Due::Usual => ipfix_data(context, buffer),
+                Due::Calls => extras::calls(context, buffer),
+                Due::NatEvents => extras::nat_events(context, buffer),
+            }
         };
         let len = buffer.len() as u16;
         put(buffer, 2, len.to_be_bytes());
@@ -227,7 +237,7 @@ impl Templated {
 }
 
 /// Opens a set; [`close_set`] writes its length.
-fn open_set(buffer: &mut Vec<u8>, id: u16) -> usize {
+pub(super) fn open_set(buffer: &mut Vec<u8>, id: u16) -> usize {
     let at = buffer.len();
     buffer.extend_from_slice(&id.to_be_bytes());
     buffer.extend_from_slice(&[0, 0]);
@@ -235,7 +245,7 @@ fn open_set(buffer: &mut Vec<u8>, id: u16) -> usize {
 }
 
 /// Pads to four bytes and writes the length.
-fn close_set(buffer: &mut Vec<u8>, at: usize) {
+pub(super) fn close_set(buffer: &mut Vec<u8>, at: usize) {
     while !(buffer.len() - at).is_multiple_of(4) {
         buffer.push(0);
     }
@@ -243,11 +253,11 @@ fn close_set(buffer: &mut Vec<u8>, at: usize) {
     put(buffer, at + 2, len.to_be_bytes());
 }
 
-fn words<const N: usize>(buffer: &mut Vec<u8>, words: [u16; N]) {
+pub(super) fn words<const N: usize>(buffer: &mut Vec<u8>, words: [u16; N]) {
     words.into_iter().for_each(|word| buffer.extend_from_slice(&word.to_be_bytes()));
 }
 
-fn fields(buffer: &mut Vec<u8>, fields: impl IntoIterator<Item = (u16, u16)>) {
+pub(super) fn fields(buffer: &mut Vec<u8>, fields: impl IntoIterator<Item = (u16, u16)>) {
     fields.into_iter().for_each(|(element, len)| words(buffer, [element, len]));
 }
 

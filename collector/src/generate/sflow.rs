@@ -7,6 +7,11 @@ use super::traffic::{Flow, INTERFACES, Random, Traffic};
 /// Samples a datagram, so that it fits into 1,472 bytes, and how much of a frame is taken.
 const SAMPLES: usize = 7;
 const HEADER_BYTES: usize = 128;
+/// Dropped packets a datagram, and how often there is one where they are asked for.
+const DISCARDS: usize = 5;
+const DISCARDS_EVERY: u32 = 16;
+/// acl, no_buffer_space, ttl_exceeded, traffic_shaping.
+const REASONS: [u32; 4] = [258, 259, 257, 261];
 /// Interface counters every 20 s, as most agents do.
 const COUNTER_INTERVAL_US: i64 = 20_000_000;
 /// The frame check sequence: counted in the frame's length, not in the header.
@@ -20,6 +25,9 @@ pub(super) struct SFlow {
     interfaces: [Interface; INTERFACES.len()],
     counters_us: Option<i64>,
     counter_sequence: u32,
+    discard_sequence: u32,
+    /// Datagrams of samples.
+    turn: u32,
 }
 
 /// What an agent counts of an interface.
@@ -44,7 +52,15 @@ fn slot(interface: u32) -> usize {
 impl SFlow {
     pub(super) fn write(&mut self, context: Context<'_>, buffer: &mut Vec<u8>) {
         let due = self.counters_us.is_none_or(|last| context.now_us - last >= COUNTER_INTERVAL_US);
-        let count = if due { INTERFACES.len() } else { SAMPLES.min(context.wanted) };
+        let discards = !due && context.limits.extras && {
+            self.turn = self.turn.wrapping_add(1);
+            self.turn.is_multiple_of(DISCARDS_EVERY)
+        };
+        let count = match (due, discards) {
+            (true, _) => INTERFACES.len(),
+            (_, true) => DISCARDS,
+            _ => SAMPLES.min(context.wanted),
+        };
         word(buffer, 5);
         word(buffer, 1);
         buffer.extend_from_slice(&context.exporter.addr.octets());
@@ -60,6 +76,11 @@ impl SFlow {
             return;
         }
         let Context { exporter, traffic, random, totals, .. } = context;
+        if discards {
+            (0..count).for_each(|_| self.write_discard(traffic, random, buffer));
+            totals.discards += count as u64;
+            return;
+        }
         for _ in 0..count {
             let frame_len = self.write_sample(exporter.sampling_rate, traffic, random, buffer);
             totals.add_flow(frame_len, 1, exporter.sampling_rate);
@@ -76,10 +97,7 @@ impl SFlow {
     ) -> u64 {
         let flow = traffic.flow(random);
         let v6 = traffic.is_v6(random);
-        let header = frame(&flow, v6, random.next());
-        let frame_len = (flow.packet_len as usize + if v6 { 20 } else { 0 }) + ETHERNET + FCS;
-        let len = HEADER_BYTES.min(frame_len - FCS);
-        let padded = len.next_multiple_of(4);
+        let (header, frame_len) = sampled(&flow, v6, random);
         let input = &mut self.interfaces[slot(flow.src.interface)];
         input.samples = input.samples.wrapping_add(1);
         input.pool = input.pool.wrapping_add(rate);
@@ -91,7 +109,7 @@ impl SFlow {
         output.out_packets = output.out_packets.wrapping_add(rate);
         let head = [
             1,
-            (32 + 24 + padded) as u32,
+            (32 + header.len()) as u32,
             samples,
             flow.src.interface,
             rate,
@@ -100,18 +118,34 @@ impl SFlow {
             flow.src.interface,
             flow.dst.interface,
             1,
-            // one record: a raw header of Ethernet
-            1,
-            (16 + padded) as u32,
-            1,
-            frame_len as u32,
-            FCS as u32,
-            len as u32,
         ];
         head.into_iter().for_each(|value| word(buffer, value));
-        buffer.extend_from_slice(&header[..len]);
-        buffer.resize(buffer.len() + padded - len, 0);
+        buffer.extend_from_slice(&header);
         frame_len as u64
+    }
+
+    /// A packet that the box dropped (sFlow Dropped Packet Notification Structures).
+    fn write_discard(&mut self, traffic: &Traffic, random: &mut Random, buffer: &mut Vec<u8>) {
+        let flow = traffic.flow(random);
+        let v6 = traffic.is_v6(random);
+        let (header, _) = sampled(&flow, v6, random);
+        self.discard_sequence = self.discard_sequence.wrapping_add(1);
+        let reason = REASONS[random.below(REASONS.len() as u32) as usize];
+        let head = [
+            5,
+            (32 + header.len()) as u32,
+            self.discard_sequence,
+            // the source: an interface; none was dropped of the notices
+            0,
+            flow.src.interface,
+            0,
+            flow.src.interface,
+            0,
+            reason,
+            1,
+        ];
+        head.into_iter().for_each(|value| word(buffer, value));
+        buffer.extend_from_slice(&header);
     }
 
     /// One counter sample an interface: generic interface counters, 88 bytes.
@@ -137,6 +171,20 @@ impl SFlow {
             }
         }
     }
+}
+
+/// A record of a raw header of Ethernet, and the length of the whole frame.
+fn sampled(flow: &Flow<'_>, v6: bool, random: &mut Random) -> (Vec<u8>, usize) {
+    let header = frame(flow, v6, random.next());
+    let frame_len = (flow.packet_len as usize + if v6 { 20 } else { 0 }) + ETHERNET + FCS;
+    let len = HEADER_BYTES.min(frame_len - FCS);
+    let padded = len.next_multiple_of(4);
+    let mut record = Vec::with_capacity(24 + padded);
+    let head = [1, (16 + padded) as u32, 1, frame_len as u32, FCS as u32, len as u32];
+    head.into_iter().for_each(|value| word(&mut record, value));
+    record.extend_from_slice(&header[..len]);
+    record.resize(24 + padded, 0);
+    (record, frame_len)
 }
 
 /// The beginning of a frame of the flow: Ethernet, IPv4 or IPv6, TCP, UDP or ICMP.

@@ -99,6 +99,52 @@ fn v5_totals_are_what_the_bytes_say() {
     assert_eq!(totals, of_header);
 }
 
+/// What only some exporters send is decoded to what was counted, with jitter in its unit and applications by name; and what
+/// all send stays what it is.
+#[test]
+fn extras_are_decoded_to_what_was_counted() {
+    use arrow::array::{Array, AsArray, RecordBatch};
+    use arrow::datatypes::UInt64Type;
+
+    let config = GeneratorConfig { extras: true, ..config(&Protocol::ALL, 4, 20_000) };
+    let (all, generator) = run(&config);
+    let mut decoder = crate::decode::Decoder::new(Default::default(), Default::default());
+    let mut batches = crate::decode::Batches::new();
+    for (index, (info, datagram)) in all.iter().enumerate() {
+        assert!(datagram.len() <= 1_472, "{info:?} has {} bytes", datagram.len());
+        let meta = crate::decode::DatagramMeta {
+            sender: Address::from(std::net::IpAddr::from(generator.exporter_addr(info.exporter).unwrap())),
+            sender_port: 50_000,
+            local_port: info.protocol.port(),
+            received_us: START_US + index as i64 * 1_000,
+        };
+        decoder.decode(datagram, &meta, &mut batches);
+    }
+    let totals = Totals::sum(generator.totals().iter().map(|(_, totals)| totals));
+    let (flows, events) = (batches.flows.finish().unwrap(), batches.nat_events.finish().unwrap());
+    let (discards, options) = (batches.discards.finish().unwrap(), batches.options.finish().unwrap());
+    let rows = |batch: &RecordBatch| batch.num_rows() as u64;
+    assert_eq!(
+        [rows(&flows), rows(&events), rows(&discards), rows(&options)],
+        [20_000, totals.nat_events, totals.discards, totals.options_records]
+    );
+    assert!(totals.nat_events > 500 && totals.discards > 100, "{totals:?}");
+    let number = |name: &str| flows.column_by_name(name).unwrap().as_primitive::<UInt64Type>().clone();
+    let (jitter, bytes) = (number("jitter_us"), number("bytes"));
+    assert_eq!(bytes.iter().flatten().sum::<u64>(), totals.bytes);
+    let calls = jitter.len() - jitter.null_count();
+    assert!(calls > 300, "{calls}");
+    assert!(jitter.iter().flatten().all(|jitter| (300..=20_300).contains(&jitter)));
+    let (rtt, lost) = (number("rtt_us"), number("lost_packets"));
+    assert!(rtt.iter().flatten().all(|rtt| (8_000..=308_000).contains(&rtt)));
+    assert!(lost.iter().flatten().any(|lost| lost > 0));
+    let names =
+        arrow::compute::cast(flows.column_by_name("app_name").unwrap(), &arrow::datatypes::DataType::Utf8);
+    let names = names.unwrap();
+    let found: std::collections::BTreeSet<&str> = names.as_string::<i32>().iter().flatten().collect();
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["bittorrent", "rtp-audio", "rtp-video"]);
+}
+
 /// Wireshark's dissectors find nothing malformed, no sequence out of place, and as many records as we counted.
 #[test]
 fn tshark_agrees() {

@@ -30,9 +30,9 @@ impl Collector for Sources {
         if let Some(stats) = &writer.log {
             log_on_disk(&mut out, stats)?;
         }
-        if let Some(forwarding) = &self.forwarding {
-            spool(&mut out, &forwarding.get())?;
-        }
+        // zeros where there is no spool: alerts speak of it
+        let forwarded = self.forwarding.as_ref().map(|forwarding| forwarding.get()).unwrap_or_default();
+        spool(&mut out, &forwarded)?;
         ledger(&mut out, &shards, &writer)
     }
 }

@@ -217,8 +217,10 @@ fn every_query_of_the_cookbook_runs_and_says_what_the_rows_say() {
     let setup = Setup::new();
     let weir = setup.start();
     // more than 20 s, so that there are two samples of the counters
-    let sent = Load::new(60_000).rate(2_500).run(&weir);
+    let sent = Load::new(60_000).rate(2_500).extras().run(&weir);
     weir.until_numbers("select count(*) from flows", &[sent.rows]);
+    weir.until_numbers("select count(*) from nat_events", &[sent.nat_events]);
+    weir.until_numbers("select count(*) from discards", &[sent.discards]);
     until(LONG, "exporter statistics", || {
         match weir.try_sql("select count(*) from exporters")?[0][0].as_str() {
             "0" => Err("none".to_owned()),

@@ -77,6 +77,10 @@ fn every_metric_is_documented() {
 
 /// What the views add to the columns of the log; their meaning is told here, their presence is asked of weir.
 const DERIVED: &[(&str, &str)] = &[
+    ("log_partition", "partition of the log"),
+    ("first_offset", "first of the offsets that are in no table"),
+    ("last_offset", "last of them"),
+    ("reason", "why: gone from the log before it was read, or what is wrong with the message"),
     ("dscp", "class: the upper six bits of `tos`"),
     ("ecn", "congestion notification: the lower two bits of `tos`"),
     ("post_dscp", "class after the box re-marked it: the upper six bits of `post_tos`"),
@@ -89,7 +93,10 @@ const DERIVED: &[(&str, &str)] = &[
     ("window_end", "end of the window"),
     ("est_bytes_variance", "square of `est_bytes_error`: adds up where errors do not"),
     ("est_bytes_error", "standard error of `est_bytes` by sampling"),
-    ("dimension", "what is ranked: `aggregate.dimensions` of the configuration"),
+    (
+        "dimension",
+        "what is ranked (`aggregate.dimensions` of the configuration), or counted (`aggregate.distinct`)",
+    ),
     ("other", "true for the row that holds all keys below the largest"),
     ("addr", "the address or network ranked (conversation: the source)"),
     ("peer_addr", "of two addresses the second (conversation: the destination)"),
@@ -103,10 +110,19 @@ const DERIVED: &[(&str, &str)] = &[
     ("peer_vrf", "of two VRFs the second"),
     ("app", "the application ranked"),
     ("share", "part of the whole: of the dimension in the window, of the interface and direction"),
-    ("rank", "place by `est_bytes`, 1 is the largest"),
+    ("rank", "place by `est_bytes` (`distinct_…`: by `distinct_count`), 1 is the largest"),
+    (
+        "distinct_count",
+        "how many different values the flows have that ended in the window, estimated from `sketch`",
+    ),
+    ("relative_error", "standard error of `distinct_count`, as part of it"),
+    (
+        "sketch",
+        "the values as a HyperLogLog sketch of Apache DataSketches: `hll_count` puts those of several rows together",
+    ),
     (
         "error_bound",
-        "bytes that the key may have beyond `est_bytes`, because it was not among the largest of every commit",
+        "what the key may have beyond `est_bytes` (`distinct_…`: beyond `distinct_count`), because it was not among the largest of every commit",
     ),
     ("previous_est_bytes", "the same in the window before"),
     ("est_bytes_change", "`est_bytes` less `previous_est_bytes`"),
@@ -167,7 +183,10 @@ const DERIVED: &[(&str, &str)] = &[
     ("if_index", "the interface of that direction"),
     ("class", "name of the class: the operator's (`aggregate.classes`), else the DSCP's"),
     ("avg_packet_bytes", "mean packet size"),
-    ("first_seen", "first statistics of the exporter"),
+    (
+        "first_seen",
+        "when it was first heard of: an exporter by its statistics; a talker by the hour, or longer ago the day, in which it was first among the largest",
+    ),
     ("last_seen", "when it was last heard of"),
     ("sequence_received", "`sequence_expected` less `sequence_lost`"),
     ("if_name", "name of the interface, from options data or sFlow"),
@@ -256,6 +275,7 @@ fn short(kind: &str) -> String {
         "Float64" => "double".to_owned(),
         "Utf8" | "Utf8View" => "text".to_owned(),
         "Boolean" => "boolean".to_owned(),
+        "Binary" => "bytea".to_owned(),
         other if other.starts_with("Timestamp") => "timestamptz".to_owned(),
         other if other.starts_with("List") => "bigint[]".to_owned(),
         other if other.starts_with("Map") => "map".to_owned(),

@@ -109,6 +109,11 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "EPOCH")]
     pub(crate) start_time: Option<f64>,
 
+    /// Also what only some exporters send: calls with jitter, loss, application and re-marked class, and NAT events
+    /// (IPFIX); dropped packets (sFlow)
+    #[arg(long, conflicts_with = "repeat")]
+    pub(crate) extras: bool,
+
     /// Print the totals as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -222,6 +227,7 @@ fn config(args: &GenerateArgs, start_us: i64) -> GeneratorConfig {
         ipv6_percent: args.ipv6_percent,
         first_exporter: if loopback { LOOPBACK_EXPORTERS } else { CAPTURE_EXPORTERS },
         start_us,
+        extras: args.extras,
         ..GeneratorConfig::default()
     }
 }
@@ -466,6 +472,7 @@ mod tests {
             ipv6_percent: 25,
             sampling_rate: None,
             start_time: Some(1_700_000_000.0),
+            extras: false,
             json: true,
         }
     }

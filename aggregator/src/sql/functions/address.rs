@@ -70,7 +70,7 @@ pub(super) static SPECS: &[Spec] = &[
             "cidr_contains",
             &[Arg::TextOrIp, Arg::TextOrIp],
             Returns::Bool,
-            "cidr_contains('10.0.0.0/8', address) → whether the address is in the network (either order; also address << '10.0.0.0/8'); IPv4 and IPv6 never contain one another",
+            "cidr_contains('10.0.0.0/8', address) → whether the address is in the network (either order; also address <<= '10.0.0.0/8'); IPv4 and IPv6 never contain one another",
             contains_all,
         )
     },

@@ -5,6 +5,8 @@
 
 pub(crate) mod address;
 mod bounds;
+mod distinct;
+mod media;
 mod names;
 mod percentile;
 mod time;
@@ -45,6 +47,7 @@ pub(crate) enum Arg {
     Interval,
     /// A time, kept in its own type.
     Time,
+    Bytes,
 }
 
 impl Arg {
@@ -59,6 +62,9 @@ impl Arg {
             Arg::TextOrIp if Family::of(given) == Some(Family::Ip) => Ok(given.clone()),
             Arg::Ip | Arg::Text | Arg::TextOrIp if text => Ok(D::Utf8),
             Arg::Address if *given == D::Null => Ok(Family::Ip.data_type()),
+            Arg::Bytes if matches!(given, D::Binary | D::LargeBinary | D::BinaryView | D::Null) => {
+                Ok(D::Binary)
+            }
             Arg::Int if number => Ok(D::Int64),
             Arg::Float if number => Ok(D::Float64),
             Arg::Interval if text || matches!(given, D::Interval(_) | D::Duration(_)) => {
@@ -83,6 +89,7 @@ impl Arg {
             Arg::Float => "a number",
             Arg::Interval => "an interval",
             Arg::Time => "a timestamp",
+            Arg::Bytes => "bytes",
         }
     }
 }
@@ -95,6 +102,7 @@ pub(crate) enum Returns {
     Text,
     Bool,
     Int16,
+    Int,
     Float,
     /// The type of the last argument.
     Last,
@@ -192,6 +200,7 @@ impl ScalarUDFImpl for Function {
             Returns::Text => DataType::Utf8,
             Returns::Bool => DataType::Boolean,
             Returns::Int16 => DataType::Int16,
+            Returns::Int => DataType::Int64,
             Returns::Float => DataType::Float64,
             Returns::Last => given.last().cloned().unwrap_or(DataType::Null),
         })
@@ -221,7 +230,7 @@ fn udf(spec: &'static Spec) -> ScalarUDF {
 
 /// Every scalar function of ours.
 pub(crate) fn specs() -> impl Iterator<Item = &'static Spec> {
-    address::SPECS.iter().chain(names::SPECS).chain(time::SPECS)
+    address::SPECS.iter().chain(names::SPECS).chain(time::SPECS).chain(distinct::SPECS).chain(media::SPECS)
 }
 
 /// What a session registers.
@@ -231,7 +240,8 @@ pub(crate) fn all() -> Vec<Arc<ScalarUDF>> {
 
 /// Every aggregate of ours.
 pub(crate) fn aggregates() -> Vec<Arc<AggregateUDF>> {
-    percentile::aggregates().into_iter().chain(trend::aggregates()).collect()
+    let own = percentile::aggregates().into_iter().chain(trend::aggregates());
+    own.chain(distinct::aggregates()).collect()
 }
 
 /// PostgreSQL's functions of its catalogue that clients call to describe ours.
@@ -243,7 +253,7 @@ pub(crate) fn of_catalog() -> Vec<ScalarUDF> {
 pub fn reference() -> Vec<(&'static str, &'static str)> {
     let mut reference: Vec<_> = specs().map(|spec| (spec.name, spec.doc)).collect();
     reference.push(("p95", percentile::P95_DOC));
-    for doc in trend::DOCS {
+    for doc in trend::DOCS.into_iter().chain(distinct::DOCS) {
         reference.push((doc.split('(').next().unwrap_or_default(), doc));
     }
     reference.sort_unstable();

@@ -59,7 +59,7 @@ impl std::str::FromStr for Origin {
     type Err = std::num::ParseIntError;
 
     fn from_str(text: &str) -> Result<Origin, Self::Err> {
-        let mut parts = text.split('/');
+        let mut parts = text.splitn(3, '/');
         let spool = u64::from_str_radix(parts.next().unwrap_or_default(), 16)?;
         let partition = parts.next().unwrap_or_default().parse()?;
         Ok(Origin { spool, partition, offset: parts.next().unwrap_or_default().parse()? })

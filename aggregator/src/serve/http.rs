@@ -356,6 +356,7 @@ fn columns(table: &str, schema: &Schema) -> Vec<serde_json::Value> {
 /// Columns that views derive.
 fn derived(column: &str) -> Option<&'static str> {
     Some(match column {
+        "noticed_at" => "when the aggregator met it",
         "log_partition" => "partition of the log",
         "first_offset" => "first of the offsets that are in no table",
         "last_offset" => "last of them",

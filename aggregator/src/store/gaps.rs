@@ -19,7 +19,7 @@ pub(crate) struct Gap {
 
 pub(crate) fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
-        Field::new("received_at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true),
+        Field::new("noticed_at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true),
         Field::new("log_partition", DataType::Int32, true),
         Field::new("first_offset", DataType::Int64, true),
         Field::new("last_offset", DataType::Int64, true),

@@ -73,7 +73,7 @@ impl Spec {
             sql_name: "log_gaps",
             content: Content::Gaps,
             schema: gaps::schema(),
-            time_column: "received_at",
+            time_column: "noticed_at",
         };
         raw.chain(rollups).chain([gaps]).collect()
     }

@@ -541,7 +541,7 @@ async fn what_cannot_be_opened_is_kept_and_passed_over_and_a_newer_schema_stops(
     assert_exact(&store, &TestLog { messages: Arc::new(log.messages[..10].to_vec()), ..log.clone() }).await;
     assert_eq!((store.metrics.foreign.get(), store.metrics.gap_offsets.get()), (2, 14));
     let gaps = "SELECT count(*), sum(last_offset - first_offset + 1), min(first_offset), max(last_offset) FROM log_gaps \
-                WHERE log_partition = 1 AND received_at <= now()";
+                WHERE log_partition = 1 AND noticed_at <= now()";
     let of_last = last as i64;
     assert_eq!(numbers(&session(&store).await, gaps).await, [3, 16, of_last + 5, of_last + 20]);
     let kept = store.quarantine.join(format!("1-{}.message", last + 6));

@@ -128,7 +128,7 @@ fn extras_are_decoded_to_what_was_counted() {
         [rows(&flows), rows(&events), rows(&discards), rows(&options)],
         [20_000, totals.nat_events, totals.discards, totals.options_records]
     );
-    assert!(totals.nat_events > 500 && totals.discards > 100, "{totals:?}");
+    assert!(totals.nat_events > 500 && totals.discards > 50, "{totals:?}");
     let number = |name: &str| flows.column_by_name(name).unwrap().as_primitive::<UInt64Type>().clone();
     let (jitter, bytes) = (number("jitter_us"), number("bytes"));
     assert_eq!(bytes.iter().flatten().sum::<u64>(), totals.bytes);

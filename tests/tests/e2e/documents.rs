@@ -77,6 +77,7 @@ fn every_metric_is_documented() {
 
 /// What the views add to the columns of the log; their meaning is told here, their presence is asked of weir.
 const DERIVED: &[(&str, &str)] = &[
+    ("noticed_at", "when the aggregator met it"),
     ("log_partition", "partition of the log"),
     ("first_offset", "first of the offsets that are in no table"),
     ("last_offset", "last of them"),

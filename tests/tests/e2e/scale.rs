@@ -17,6 +17,15 @@ const ROLLUP: &str = "select sum(flows), sum(bytes), sum(packets) from flows_1m"
 const QUICK: &str = "group.consumer.min.session.timeout.ms=2000;group.consumer.session.timeout.ms=3000;\
                      group.consumer.min.heartbeat.interval.ms=500;group.consumer.heartbeat.interval.ms=500";
 
+/// Ends the watching also where an assertion fails: a scope waits for its threads.
+struct DoneAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for DoneAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Partitions that each has, once they have all of them between them.
 fn shares(aggregators: &[&Weir], partitions: usize) -> Vec<usize> {
     until(LONG, "every partition at one aggregator", || {
@@ -58,6 +67,7 @@ fn aggregators_come_and_go(settings: &str, protocol: &str) {
     let mut total = Sent::default();
     let done = AtomicBool::new(false);
     let sent: Vec<Sent> = std::thread::scope(|scope| {
+        let _done = DoneAtEnd(&done);
         let watched = scope.spawn(|| {
             let mut last = [0; 2];
             while !done.load(Ordering::Relaxed) {

@@ -11,6 +11,7 @@ use arrow::array::{
 use arrow::datatypes::Int64Type;
 use async_trait::async_trait;
 use bytes::Bytes;
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::prelude::SessionContext;
 use futures::stream::BoxStream;
 use object_store::path::Path;
@@ -322,6 +323,13 @@ pub(crate) async fn session(store: &Arc<Store>) -> SessionContext {
     let catalog = Catalog::new(Arc::clone(store));
     let context = SessionContext::new();
     catalog.register(&context.runtime_env());
+    // views use them
+    for function in crate::sql::functions::aggregates() {
+        context.register_udaf(AggregateUDF::clone(&function));
+    }
+    for function in crate::sql::functions::all() {
+        context.register_udf(ScalarUDF::clone(&function));
+    }
     for (name, table) in catalog.tables() {
         context.register_table(name, table).unwrap();
     }

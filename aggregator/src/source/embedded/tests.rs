@@ -333,6 +333,8 @@ enum Act {
     /// The machine loses power: of what was never fsynced, some is lost.
     Crash(prop::sample::Index),
     Read(usize),
+    /// Everything becomes durable, what was found after a crash too.
+    Flush,
     /// The reader starts again where the store is: at some message already read.
     Restart(prop::sample::Index),
     /// The store commits all that was read, and the writer deletes what it may.
@@ -368,7 +370,7 @@ proptest! {
         let mut seen: Vec<(u64, u64)> = Vec::new();
         // the reader never restarts before what the store has committed
         let mut committed = 0;
-        for act in acts.into_iter().chain([Act::Sync, Act::Read(usize::MAX)]) {
+        for act in acts.into_iter().chain([Act::Flush, Act::Read(usize::MAX)]) {
             match act {
                 Act::Append(bytes) => {
                     sink.append(&message(next, bytes)).unwrap();
@@ -377,6 +379,9 @@ proptest! {
                 }
                 Act::Sync => {
                     sink.poll(Duration::ZERO);
+                }
+                Act::Flush => {
+                    sink.flush(Duration::from_secs(5));
                 }
                 Act::Kill => {
                     drop(sink);
@@ -390,6 +395,8 @@ proptest! {
                     let size = file.metadata().unwrap().len();
                     file.set_len(mark.bytes + point.index((size - mark.bytes) as usize + 1) as u64).unwrap();
                     sink = open();
+                    // what was found is promised with the next sync
+                    sink.flush(Duration::from_secs(5));
                     // what comes back is a beginning of what was appended, and no less than the mark had promised
                     let after = read_mark(&path.join("0").join(HEAD_FILE)).unwrap().unwrap();
                     prop_assert!(after.end >= mark.end);

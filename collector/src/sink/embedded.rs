@@ -3,7 +3,7 @@
 //! The format is [`weir_schemas::segment`]. A message is acknowledged when it is durable as [`Fsync`] says, and only then
 //! does the `head` mark of its partition let readers see it: what a reader has seen, a power loss cannot take back, and
 //! its offset is never given to another message. Killed at any moment, the log opens again with every whole frame; the
-//! torn tail is cut. What was not durable then becomes visible with the first fsync of the new process. Write errors and a full disk make the sink busy, never wrong; it recovers by itself.
+//! torn tail is cut. Write errors and a full disk make the sink busy, never wrong; it recovers by itself.
 
 mod covered;
 mod partition;
@@ -172,6 +172,7 @@ impl EmbeddedSink {
             .map(|number| Partition::open(directory, number, durable, now_us(), &mut stats))
             .collect();
         let partitions = partitions?;
+        sync_directory(directory).map_err(io_error("fsync the directory", directory))?;
         let mut sink = EmbeddedSink {
             directory: directory.to_owned(),
             config,
@@ -211,7 +212,7 @@ impl EmbeddedSink {
     fn sync(&mut self, due: impl Fn(&Partition) -> bool) {
         for at in 0..self.partitions.len() {
             let partition = &mut self.partitions[at];
-            if !partition.is_unsynced() || !due(partition) {
+            if partition.pending() == 0 || !due(partition) {
                 continue;
             }
             match partition.sync(&mut self.stats) {
@@ -248,7 +249,7 @@ impl EmbeddedSink {
     /// How long the oldest pending message still waits for its fsync.
     fn until_due(&self) -> Duration {
         let interval = self.interval();
-        let pending = self.partitions.iter().filter(|partition| partition.is_unsynced());
+        let pending = self.partitions.iter().filter(|partition| partition.pending() > 0);
         pending.map(|partition| interval.saturating_sub(partition.unsynced_for())).min().unwrap_or_default()
     }
 

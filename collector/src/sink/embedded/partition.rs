@@ -53,8 +53,6 @@ struct Active {
     first: u64,
     bytes: u64,
     newest_us: i64,
-    /// Whether its name is durable.
-    is_linked: bool,
 }
 
 /// A message that is written but not durable: kept to be written again where the disk loses it.
@@ -98,40 +96,6 @@ pub(super) struct Partition {
     boot: u64,
     /// A segment that was left without a whole frame.
     emptied: Option<u64>,
-    /// What other processes left behind the mark: whole, but perhaps not durable, and not visible yet. It is made so with
-    /// the first messages: to wait for the disk while the log is opened would be time in which nobody receives.
-    recovered: Vec<Recovered>,
-}
-
-/// See [`Partition::recovered`].
-#[derive(Debug)]
-struct Recovered {
-    file: File,
-    path: PathBuf,
-    /// What is durable ends here.
-    from: u64,
-    to: u64,
-    /// An fsync failed: the kernel may believe that the disk has what it has not.
-    rewrite: bool,
-}
-
-impl Recovered {
-    fn sync(&mut self) -> Result<(), WriteError> {
-        if self.rewrite {
-            // what it holds in memory is written again
-            let mut bytes = vec![0; 1 << 20];
-            let mut at = self.from;
-            while at < self.to {
-                let wanted = usize::try_from(self.to - at).unwrap_or(bytes.len()).min(bytes.len());
-                let part = &mut bytes[..wanted];
-                self.file.read_exact_at(part, at).map_err(failed("read", &self.path))?;
-                self.file.write_all_at(part, at).map_err(failed("write", &self.path))?;
-                at += wanted as u64;
-            }
-        }
-        self.rewrite = true;
-        self.file.sync_all().map_err(failed("fsync", &self.path))
-    }
 }
 
 impl Partition {
@@ -171,14 +135,10 @@ impl Partition {
             durable,
             boot: machine_boot(),
             emptied: None,
-            recovered: Vec::new(),
         };
         partition.read_committed();
         partition.list()?;
         partition.recover_last(stats)?;
-        if durable {
-            partition.list_recovered()?;
-        }
         partition.next = partition.next.max(partition.mark.end).max(partition.committed);
         // What a power loss may have taken back was perhaps stored: those offsets are passed over. A new log begins at
         // the clock, so that it stays ahead of one that lay here before and of the positions that the store has in it.
@@ -197,18 +157,11 @@ impl Partition {
         match partition.create_segment(partition.next) {
             Ok(active) => {
                 partition.active = Some(active);
-                if partition.recovered.is_empty() {
-                    partition.publish().map_err(io_error("write", &head_path))?;
-                } else {
-                    partition.unsynced_since = Some(Instant::now());
-                }
+                partition.publish().map_err(io_error("write", &head_path))?;
             }
             Err(error) => tracing::warn!("the log is open for writing, but {error}"),
         }
-        if mark.is_none() {
-            sync_directory(&partition.path).map_err(io_error("fsync the directory", &partition.path))?;
-            sync_directory(log).map_err(io_error("fsync the directory", log))?;
-        }
+        sync_directory(&partition.path).map_err(io_error("fsync the directory", &partition.path))?;
         Ok(partition)
     }
 
@@ -225,27 +178,17 @@ impl Partition {
         Ok(())
     }
 
-    /// Keeps the whole frames of the last segment and cuts what comes after them. Where the mark tells how far the segment
-    /// is whole and durable, only what comes behind is read: the time that this takes does not depend on its size.
+    /// Keeps the whole frames of the last segment and cuts what comes after them.
     fn recover_last(&mut self, stats: &mut EmbeddedStats) -> Result<(), EmbeddedError> {
         let Some((&first, _)) = self.sealed.last_key_value() else { return Ok(()) };
         let path = self.segment(first);
         let file = File::options().read(true).write(true).open(&path).map_err(io_error("open", &path))?;
         let size = file.metadata().map_err(io_error("read", &path))?.len();
-        // what readers may have seen is left to them, damaged as it is
-        let seen = if self.mark.segment == first { self.mark.bytes.min(size) } else { 0 };
-        let (mut scanner, mut kept, mut end) = (Scanner::default(), seen, first);
-        let is_of_this_boot = self.mark.boot == 0 || self.mark.boot == self.boot;
-        if seen > 0 && seen == self.mark.bytes && is_of_this_boot {
-            if let Err(Defect::Newer(version)) = scanner.peek(&file, size).map_err(io_error("read", &path))? {
-                return Err(EmbeddedError::Newer { path, version });
-            }
-            (scanner, end) = (Scanner::new(seen), end.max(self.mark.end));
-        }
+        let (mut scanner, mut kept, mut end) = (Scanner::default(), 0, first);
         loop {
             match scanner.step(&file, size).map_err(io_error("read", &path))? {
                 Step::Frame(frame) => {
-                    kept = kept.max(scanner.position());
+                    kept = scanner.position();
                     end = end.max(frame.head.offset.saturating_add(1));
                 }
                 Step::Corrupt { defect: Defect::Newer(version), .. } => {
@@ -258,34 +201,22 @@ impl Partition {
                 Step::Torn { .. } | Step::End => break,
             }
         }
+        // what readers may have seen is left to them, damaged as it is
+        if self.mark.segment == first {
+            kept = kept.max(self.mark.bytes.min(size));
+        }
         if kept < size {
             stats.torn_bytes += size - kept;
             file.set_len(kept).map_err(io_error("cut the torn end of", &path))?;
         }
+        file.sync_all().map_err(io_error("fsync", &path))?;
         self.next = end;
         if kept == 0 {
             // the file stays: a reader may have it open, and it may be needed again under its name
             self.sealed.remove(&first);
             self.emptied = Some(first);
-            return Ok(());
-        }
-        if let Some(sealed) = self.sealed.get_mut(&first) {
+        } else if let Some(sealed) = self.sealed.get_mut(&first) {
             sealed.bytes = kept;
-        }
-        Ok(())
-    }
-
-    /// Finds what is behind the mark, and so perhaps not durable.
-    fn list_recovered(&mut self) -> Result<(), EmbeddedError> {
-        for (&first, sealed) in self.sealed.range(self.mark.segment..) {
-            let is_marked = first == self.mark.segment && self.mark.boot == 0;
-            let from = if is_marked { self.mark.bytes } else { 0 };
-            if from < sealed.bytes {
-                let path = self.segment(first);
-                let file = File::options().read(true).write(true).open(&path);
-                let file = file.map_err(io_error("open", &path))?;
-                self.recovered.push(Recovered { file, path, from, to: sealed.bytes, rewrite: false });
-            }
         }
         Ok(())
     }
@@ -299,7 +230,10 @@ impl Partition {
         // a file of that name can only be one that was begun and given up: `first` is greater than those kept
         let file = File::options().create(true).truncate(true).read(true).write(true).open(&path);
         let file = file.map_err(failed("create", &path))?;
-        Ok(Active { file, first, bytes: 0, newest_us: 0, is_linked: false })
+        if self.durable {
+            file.sync_all().and_then(|()| sync_directory(&self.path)).map_err(failed("fsync", &path))?;
+        }
+        Ok(Active { file, first, bytes: 0, newest_us: 0 })
     }
 
     /// Appends a message. It is acknowledged by [`Self::sync`].
@@ -357,26 +291,17 @@ impl Partition {
         if self.rewrite {
             self.rewrite_pending()?;
         }
-        while let Some(recovered) = self.recovered.last_mut() {
-            recovered.sync()?;
-            self.recovered.pop();
-        }
         if self.durable
             && !self.pending.is_empty()
-            && let Some(active) = &mut self.active
+            && let Some(active) = &self.active
         {
             let begun = Instant::now();
-            let mut synced = active.file.sync_data();
-            if !active.is_linked {
-                synced = synced.and_then(|()| sync_directory(&self.path));
-                active.is_linked = synced.is_ok();
-            }
+            let synced = active.file.sync_data();
             stats.fsyncs += 1;
             stats.fsync_us += u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             if let Err(source) = synced {
                 self.rewrite = true;
-                let path = self.path.join(segment_name(active.first));
-                return Err(failed("fsync", &path)(source));
+                return Err(failed("fsync", &self.segment(active.first))(source));
             }
         }
         self.publish().map_err(failed("write", &self.path.join(HEAD_FILE)))?;
@@ -437,11 +362,6 @@ impl Partition {
     /// Messages that are not yet acknowledged.
     pub(super) fn pending(&self) -> usize {
         self.pending.len()
-    }
-
-    /// Whether [`Self::sync`] has something to do.
-    pub(super) fn is_unsynced(&self) -> bool {
-        !self.pending.is_empty() || !self.recovered.is_empty()
     }
 
     pub(super) fn pending_bytes(&self) -> u64 {

@@ -1,13 +1,11 @@
 use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
-use weir_schemas::envelope::Covered;
 use weir_schemas::segment::{COMMITTED_FILE, HEAD_FILE, Mark, Scanner, Step, segment_first};
 use weir_schemas::tables::SCHEMA_VERSION;
 use weir_schemas::{Envelope, Table};
 
 use super::*;
-use crate::receive::journal::Position;
 
 fn message(number: u64, bytes: usize) -> Message {
     let envelope = Envelope {
@@ -443,58 +441,6 @@ fn reopen(directory: &Path) -> EmbeddedSink {
     panic!("{} stays locked", directory.display());
 }
 
-/// The segments of partition 0, in order.
-fn segments(directory: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory.join("0")).unwrap().map(|entry| entry.unwrap().path());
-    let is_segment = |path: &PathBuf| segment_first(path.file_name().unwrap().to_str().unwrap()).is_some();
-    let mut paths: Vec<_> = entries.filter(is_segment).collect();
-    paths.sort();
-    paths
-}
-
-/// All whole frames of a segment, each with where it ends.
-fn whole_frames(path: &Path) -> Vec<(u64, weir_schemas::segment::Frame)> {
-    let bytes = fs::read(path).unwrap();
-    let (mut scanner, mut frames) = (Scanner::default(), Vec::new());
-    loop {
-        match scanner.step(&bytes[..], bytes.len() as u64).unwrap() {
-            Step::Frame(frame) => frames.push((scanner.position(), frame)),
-            Step::Corrupt { .. } => {}
-            Step::Torn { .. } | Step::End => return frames,
-        }
-    }
-}
-
-/// Writes what two shards say of their journals in several lives of a collector; returns where their journals end.
-fn write_covered(directory: &Path, below: &mut impl FnMut(usize) -> usize) -> [u64; 2] {
-    let mut ends = [0; 2];
-    let mut number = 0;
-    for _ in 0..=below(3) {
-        let mut sink = reopen(directory);
-        let mut closed = [[0; 3]; 2];
-        for _ in 0..below(60) {
-            let (shard, table) = (below(2), below(3));
-            ends[shard] += below(4) as u64;
-            let parts = 1 + below(3) as u64;
-            for part in 1..=parts {
-                let (datagram, rows) =
-                    if part == parts { (ends[shard], 0) } else { (closed[shard][table], part * 10) };
-                let covered = Covered { journal: 77 + shard as u64, shard: shard as u64, datagram, rows };
-                let mut message = message(number, below(900));
-                message.envelope.table = Table::ALL[table];
-                message.envelope.covered = Some(covered);
-                sink.append(&message).unwrap();
-                number += 1;
-            }
-            closed[shard][table] = ends[shard];
-            if below(4) == 0 {
-                sink.flush(Duration::from_secs(5));
-            }
-        }
-    }
-    ends
-}
-
 #[derive(Debug, Clone)]
 enum Act {
     Append(usize),
@@ -507,66 +453,6 @@ enum Act {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
-
-    /// A log that is opened after a crash, by what lies behind its mark and by the fronts of its frames, is what reading
-    /// all of it would give: whatever of its end is missing, whatever bits are wrong.
-    #[test]
-    fn opening_a_log_finds_what_a_full_scan_finds(seed: u64, flips in 0_usize..6, cut: bool) {
-        let mut seed = seed | 1;
-        let mut below = move |most: usize| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 33) as usize % most.max(1)
-        };
-        let directory = tempfile::tempdir().unwrap();
-        let ends = write_covered(directory.path(), &mut below);
-        let paths = segments(directory.path());
-        let mark = Mark::read(&File::open(directory.path().join("0").join(HEAD_FILE)).unwrap()).unwrap().unwrap();
-        let last = paths.last().unwrap();
-        let size = fs::metadata(last).unwrap().len();
-        let seen = if *last == directory.path().join("0").join(weir_schemas::segment::segment_name(mark.segment)) { mark.bytes } else { 0 };
-        if cut && size > seen {
-            File::options().write(true).open(last).unwrap().set_len(seen + below((size - seen) as usize + 1) as u64).unwrap();
-        }
-        for _ in 0..flips {
-            let path = &paths[below(paths.len())];
-            let mut bytes = fs::read(path).unwrap();
-            if !bytes.is_empty() {
-                let at = below(bytes.len());
-                bytes[at] ^= 1 << below(8);
-                fs::write(path, &bytes).unwrap();
-            }
-        }
-        let whole = whole_frames(last);
-        let kept = whole.last().map_or(0, |(end, _)| *end).max(seen);
-        let first = segment_first(last.file_name().unwrap().to_str().unwrap()).unwrap();
-        let next = whole.iter().map(|(_, frame)| frame.head.offset + 1).max().unwrap_or(first);
-
-        let mut sink = reopen(directory.path());
-        if kept > 0 {
-            prop_assert_eq!(fs::metadata(last).unwrap().len(), kept);
-        }
-        let since_us = Some(now_us() - 1_000_000);
-        let marks: Vec<JournalMark> = (0..2)
-            .map(|shard| JournalMark { journal: 77 + shard, shard, low: below(ends[shard as usize] as usize + 1) as u64, since_us })
-            .collect();
-        let found = sink.in_log(&marks).unwrap();
-        let frames: Vec<_> = paths.iter().flat_map(|path| whole_frames(path)).map(|(_, frame)| frame).collect();
-        for (mark, found) in marks.iter().zip(&found) {
-            let low = Position { datagram: mark.low, rows: 0 };
-            for table in Table::ALL {
-                let said = frames.iter().filter_map(|frame| {
-                    let envelope = frame.envelope().ok().filter(|envelope| envelope.table == table)?;
-                    envelope.covered.filter(|covered| covered.shard == mark.shard).map(Position::from)
-                });
-                let expected = said.max().unwrap_or_default().max(low);
-                prop_assert_eq!(found.0[table as usize].max(low), expected, "{} {:?}", table.name(), mark);
-            }
-        }
-        sink.append(&message(9_999, 10)).unwrap();
-        sink.flush(Duration::from_secs(5));
-        let offset = whole_frames(segments(directory.path()).last().unwrap()).last().unwrap().1.head.offset;
-        prop_assert_eq!(offset, next.max(mark.end).max(first + u64::from(kept > 0)));
-    }
 
     /// Whatever happens: all that was acknowledged stays, in order, once; nothing comes that was not appended; and no
     /// offset is ever used for two messages.
@@ -598,7 +484,6 @@ proptest! {
                 Act::Kill => {
                     drop(sink);
                     sink = open();
-                    sink.flush(Duration::from_secs(5));
                     // a killed process loses nothing that it had written
                     prop_assert_eq!(visible(directory.path(), 0).last().map(|last| last.1 + 1).unwrap_or(0), sent);
                 }
@@ -611,7 +496,6 @@ proptest! {
                     let size = file.metadata().unwrap().len();
                     file.set_len(mark.bytes + point.index((size - mark.bytes) as usize + 1) as u64).unwrap();
                     sink = open();
-                    sink.flush(Duration::from_secs(5));
                     sent = visible(directory.path(), 0).last().map(|last| last.1 + 1).unwrap_or(0);
                 }
             }

@@ -12,7 +12,7 @@ use arrow::datatypes::Int64Type;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
-use datafusion::prelude::SessionContext;
+use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::stream::BoxStream;
 use object_store::path::Path;
 use object_store::{
@@ -320,8 +320,12 @@ pub(crate) async fn open(
 
 /// A session over the store's tables and views.
 pub(crate) async fn session(store: &Arc<Store>) -> SessionContext {
+    session_with(store, SessionConfig::new()).await
+}
+
+pub(crate) async fn session_with(store: &Arc<Store>, config: SessionConfig) -> SessionContext {
     let catalog = Catalog::new(Arc::clone(store));
-    let context = SessionContext::new();
+    let context = SessionContext::new_with_config(config);
     catalog.register(&context.runtime_env());
     // views use them
     for function in crate::sql::functions::aggregates() {

@@ -417,13 +417,7 @@ async fn files_are_pruned_and_addresses_filter() {
     let sql =
         "SELECT count(*) FROM information_schema.columns WHERE table_name = 'flows' AND column_name = 'dscp'";
     let config = datafusion::prelude::SessionConfig::new().with_information_schema(true);
-    let with_schema = datafusion::prelude::SessionContext::new_with_config(config);
-    for (name, provider) in crate::catalog::Catalog::new(Arc::clone(&store)).tables() {
-        with_schema.register_table(name, provider).unwrap();
-    }
-    for (name, view) in crate::catalog::views() {
-        with_schema.sql(&format!("CREATE VIEW {name} AS {view}")).await.unwrap();
-    }
+    let with_schema = session_with(&store, config).await;
     assert_eq!(numbers(&with_schema, sql).await, [1]);
 }
 

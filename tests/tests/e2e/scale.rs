@@ -1,6 +1,7 @@
 //! Several collectors, several aggregators, one Kafka, one store.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use weir_tests::generate::{Load, Sent};
@@ -44,6 +45,9 @@ fn shares(aggregators: &[&Weir], partitions: usize) -> Vec<usize> {
 
 /// Collectors and aggregators come, go and are killed, while flows are sent: every aggregator ends with all of them.
 fn aggregators_come_and_go(settings: &str, protocol: &str) {
+    // nine processes each: one after the other
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let kafka = Kafka::with(settings);
     let store = tempfile::tempdir().unwrap();
     let config = format!(
@@ -79,14 +83,14 @@ fn aggregators_come_and_go(settings: &str, protocol: &str) {
                     assert!(is_member || rows[0] >= *last, "{} rows, {last} before", rows[0]);
                     *last = rows[0];
                 }
-                std::thread::sleep(Duration::from_millis(100));
+                std::thread::sleep(Duration::from_millis(400));
             }
         });
         let senders: Vec<_> = collectors
             .iter()
             .zip(1..)
             .map(|(collector, seed)| {
-                scope.spawn(move || Load::new(120_000).rate(8_000).exporters(8).seed(seed).run(collector))
+                scope.spawn(move || Load::new(60_000).rate(3_000).exporters(8).seed(seed).run(collector))
             })
             .collect();
         let two = b.start_role("aggregate");

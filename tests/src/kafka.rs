@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::command::{program, run};
+use crate::command::{Ended, program, run};
 use crate::repository;
 
 /// A broker, killed at the end.
@@ -35,12 +35,16 @@ impl Kafka {
         kafka
     }
 
-    #[track_caller]
-    fn call(&self, what: &str) -> String {
+    fn ask(&self, what: &str) -> Ended {
         let mut command = Command::new(Kafka::script());
         command.arg(what).arg(self.folder.path()).env("WEIR_KAFKA_SETTINGS", &self.settings);
         // The first start fetches the jars.
-        run(&mut command, Duration::from_secs(300)).ok()
+        run(&mut command, Duration::from_secs(300))
+    }
+
+    #[track_caller]
+    fn call(&self, what: &str) -> String {
+        self.ask(what).ok()
     }
 
     /// A configuration of weir that uses it.
@@ -58,9 +62,7 @@ impl Kafka {
     #[track_caller]
     pub fn start_again(&self) {
         for _ in 0..2 {
-            let mut command = Command::new(Kafka::script());
-            command.arg("start").arg(self.folder.path()).env("WEIR_KAFKA_SETTINGS", &self.settings);
-            let ended = run(&mut command, Duration::from_secs(300));
+            let ended = self.ask("start");
             if ended.status.success() {
                 assert_eq!(ended.stdout.trim(), self.bootstrap);
                 return;

@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, views};
+pub use crate::cluster::ClusterConfig;
+use crate::cluster::ClusterMetrics;
 use crate::follow::follow_all;
 use crate::ingest::{Ingest, IngestError, OpenSource};
 use crate::rollup::AggregateConfig;
@@ -32,9 +34,9 @@ use crate::store::{Maintenance, Store, StoreConfig, StoreError, StoreInfo};
 use crate::traffic::Traffic;
 use crate::views::INTERFACE_VIEWS;
 
-/// A try to open the store follows the last after this time.
 /// How often the tables are looked at for what other aggregators have committed.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
+/// A try to open the store follows the last after this time.
 const RETRY: Duration = Duration::from_secs(2);
 /// How long queries wait at the start for the log to be read to its end.
 const CATCH_UP: Duration = Duration::from_secs(60);
@@ -50,6 +52,7 @@ pub struct AggregatorConfig {
     pub sql: SqlConfig,
     pub http: HttpConfig,
     pub postgres: PostgresConfig,
+    pub cluster: ClusterConfig,
     /// Allows the listeners to be other than loopback, although there is no TLS.
     pub insecure_listen: bool,
 }
@@ -92,6 +95,8 @@ pub struct AggregatorDeps {
     pub log: LogAccess,
     pub http: TcpListener,
     pub postgres: TcpListener,
+    /// For other nodes; None where queries run on this one alone.
+    pub cluster: Option<TcpListener>,
     /// Whether a collector runs on this machine: then weir is not ready without it.
     pub collector_expected: bool,
 }
@@ -129,10 +134,14 @@ impl Aggregator {
     /// Checks everything that can be checked before anything starts.
     pub fn new(config: AggregatorConfig, deps: AggregatorDeps) -> Result<Aggregator, AggregatorError> {
         let mut problems = config.problems();
-        for (door, listener) in [("http", &deps.http), ("postgres", &deps.postgres)] {
+        let doors = [("http", &deps.http), ("postgres", &deps.postgres)];
+        for (door, listener) in doors.into_iter().chain(deps.cluster.iter().map(|door| ("cluster", door))) {
             let address = listener.local_addr().map_err(AggregatorError::Listener)?;
             problems.extend(may_listen(door, address, config.insecure_listen).err());
         }
+        let listen = deps.cluster.as_ref().and_then(|door| door.local_addr().ok());
+        problems
+            .extend(config.cluster.problems(listen).into_iter().map(|problem| format!("cluster.{problem}")));
         if problems.is_empty() {
             Ok(Aggregator { config, deps })
         } else {
@@ -175,6 +184,12 @@ impl Aggregator {
         }
         let engine = Engine::new(config.sql.clone(), tables, &views, Some(&spill), sql_metrics).await?;
         catalog.register(engine.runtime_env());
+        if let Some(listener) = deps.cluster {
+            let metrics = Arc::new(ClusterMetrics::default());
+            shared.register(|registry| metrics.register(registry));
+            let config = config.cluster.clone();
+            engine.join(config, listener, store.objects(), metrics, servers.child_token())?;
+        }
         let (of_problem, of_metrics) = (Arc::clone(&store), Arc::clone(&store));
         shared.watch(
             Box::new(move || problem(&of_problem.info())),

@@ -5,6 +5,7 @@
 
 pub mod aggregate;
 pub mod catalog;
+mod cluster;
 mod completeness;
 mod follow;
 mod hot;

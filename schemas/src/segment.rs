@@ -201,6 +201,34 @@ impl FrameParts {
     }
 }
 
+/// Value of a header among these.
+fn header_in<'a>(mut rest: &'a [u8], wanted: &str) -> Option<&'a str> {
+    while let Some((&name_bytes, after)) = rest.split_first() {
+        let (name, after) = after.split_at_checked(name_bytes.into())?;
+        let (value_bytes, after) = after.split_first_chunk::<2>()?;
+        let (value, after) = after.split_at_checked(u16::from_le_bytes(*value_bytes).into())?;
+        if name == wanted.as_bytes() {
+            return std::str::from_utf8(value).ok();
+        }
+        rest = after;
+    }
+    None
+}
+
+/// What stands before the body of a frame. Only the head's own checksum is verified: the headers may be damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrameFront {
+    pub head: FrameHead,
+    headers: Vec<u8>,
+}
+
+impl FrameFront {
+    /// The envelope that the headers describe.
+    pub fn envelope(&self) -> Result<Envelope, EnvelopeError> {
+        Envelope::from_headers(|name| header_in(&self.headers, name))
+    }
+}
+
 /// A frame that was read, its checksums verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
@@ -228,17 +256,7 @@ impl Frame {
     /// Value of a header.
     pub fn header(&self, wanted: &str) -> Option<&str> {
         let end = FRAME_HEAD_BYTES + self.head.headers_bytes as usize;
-        let mut rest = self.bytes.get(FRAME_HEAD_BYTES..end)?;
-        while let Some((&name_bytes, after)) = rest.split_first() {
-            let (name, after) = after.split_at_checked(name_bytes.into())?;
-            let (value_bytes, after) = after.split_first_chunk::<2>()?;
-            let (value, after) = after.split_at_checked(u16::from_le_bytes(*value_bytes).into())?;
-            if name == wanted.as_bytes() {
-                return std::str::from_utf8(value).ok();
-            }
-            rest = after;
-        }
-        None
+        header_in(self.bytes.get(FRAME_HEAD_BYTES..end)?, wanted)
     }
 
     /// The envelope that the headers describe.
@@ -370,6 +388,27 @@ impl Scanner {
             self.at = end;
         }
         Ok(())
+    }
+
+    /// Passes over the frame here by its front, the cost of which does not depend on the size of the body. None where no
+    /// whole head of a frame is that ends before the limit: then the position stays.
+    pub fn pass<R: ReadAt + ?Sized>(&mut self, source: &R, limit: u64) -> io::Result<Option<FrameFront>> {
+        // the headers of our own messages have room in it: one read
+        let mut buffer = [0; FRAME_HEAD_BYTES + 472];
+        let wanted = usize::try_from(limit.saturating_sub(self.at)).unwrap_or(usize::MAX).min(buffer.len());
+        let read = source.read_at(&mut buffer[..wanted], self.at)?;
+        let Ok(head) = FrameHead::parse(&buffer[..read]) else { return Ok(None) };
+        let end = self.at.saturating_add(head.frame_bytes() as u64);
+        if end > limit {
+            return Ok(None);
+        }
+        let headers_end = FRAME_HEAD_BYTES + head.headers_bytes as usize;
+        let headers = match buffer[..read].get(FRAME_HEAD_BYTES..headers_end) {
+            Some(headers) => headers.to_vec(),
+            None => read_vec(source, self.at + FRAME_HEAD_BYTES as u64..self.at + headers_end as u64)?,
+        };
+        self.at = end;
+        Ok(Some(FrameFront { head, headers }))
     }
 
     /// The next step; the position moves past a frame and past corrupt bytes.

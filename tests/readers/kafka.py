@@ -1,13 +1,16 @@
 """Reads weir's topic with what others have made: confluent-kafka for the messages, pyarrow and ClickHouse for their bodies.
 
-usage: kafka.py BOOTSTRAP TOPIC
+usage: kafka.py BOOTSTRAP TOPIC [ENCODING]
 
-Prints, for each of the two, one line: its name, then flows, bytes and packets by protocol as JSON. A body is an Arrow IPC
-stream by itself; the header `table` says of which table.
+Prints, for each of those that read it, one line: its name, then flows, bytes and packets by protocol as JSON. A body is an
+Arrow IPC stream by itself; the header `weir-table` says of which table. With ENCODING, `json` or `protobuf`, the topic is a
+copy that `weir relay` has made: ClickHouse reads the one, protobuf's own classes (from docs/weir.proto) the other.
 """
 
 import collections
 import json
+import pathlib
+import subprocess
 import sys
 import tempfile
 
@@ -63,9 +66,44 @@ def by_clickhouse(streams):
     return sums
 
 
+def by_json(texts):
+    sums = {}
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+        file.writelines(texts)
+        file.flush()
+        query = f"select proto_ver, count(), sum(bytes), sum(packets) from file('{file.name}', 'JSONEachRow') group by 1"
+        for row in json.loads(str(chdb.query(query, "JSONCompact")))["data"]:
+            sums[row[0]] = [int(value or 0) for value in row[1:]]
+    return sums
+
+
+def by_protobuf(messages):
+    docs = pathlib.Path(__file__).resolve().parents[2] / "docs"
+    sums = collections.defaultdict(lambda: [0, 0, 0])
+    with tempfile.TemporaryDirectory() as folder:
+        compiler = [sys.executable, "-m", "grpc_tools.protoc", f"-I{docs}", f"--python_out={folder}", "weir.proto"]
+        subprocess.run(compiler, check=True)
+        sys.path.insert(0, folder)
+        import weir_pb2
+    for message in messages:
+        rows = weir_pb2.FlowRows()
+        rows.ParseFromString(message)
+        for row in rows.rows:
+            assert len(row.exporter_addr) in (4, 16) and row.HasField("received_at")
+            assert not row.HasField("src_addr") or len(row.src_addr) in (4, 16)
+            for place, value in enumerate((1, row.bytes, row.packets)):
+                sums[row.proto_ver][place] += value
+    return sums
+
+
 def main():
     streams = list(bodies(*sys.argv[1:3]))
-    for name, read in (("pyarrow", by_pyarrow), ("clickhouse", by_clickhouse)):
+    encodings = {
+        "": (("pyarrow", by_pyarrow), ("clickhouse", by_clickhouse)),
+        "json": (("json", by_json),),
+        "protobuf": (("protobuf", by_protobuf),),
+    }
+    for name, read in encodings["".join(sys.argv[3:4])]:
         print(name, json.dumps(dict(sorted(read(streams).items()))), flush=True)
 
 

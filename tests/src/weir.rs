@@ -101,6 +101,11 @@ impl Setup {
         self.folder.path()
     }
 
+    /// The configuration file of the last start.
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.path().join("weir.toml")
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.data.clone().unwrap_or_else(|| self.folder.path().join("data"))
     }
@@ -114,7 +119,7 @@ impl Setup {
     /// The same for `weir collect` or `weir aggregate` alone.
     #[track_caller]
     pub fn start_role(&self, role: &str) -> Weir {
-        let config = self.folder.path().join("weir.toml");
+        let config = self.config_file();
         std::fs::write(&config, &self.config).unwrap();
         let any = || "127.0.0.1:0".parse::<SocketAddr>().unwrap();
         let wanted = self.addresses.lock().unwrap().clone();

@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Aggregate(RoleArgs),
     /// Only answer queries: over the tables that aggregators share, and what is in Kafka beyond them.
     Query(RoleArgs),
+    /// Copy the topic to another one as JSON lines or Protocol Buffers, for consumers that do not read Arrow.
+    Relay(crate::relay::RelayArgs),
     /// Ask a running weir in SQL.
     Sql(SqlArgs),
     /// Print the records of a capture file.

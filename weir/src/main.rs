@@ -10,6 +10,7 @@ mod control;
 mod demo;
 mod failure;
 mod forward;
+mod relay;
 mod roles;
 mod signals;
 mod supervisor;
@@ -57,6 +58,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let config = Config::for_role(&args)?;
             start_logging(log.as_deref(), &config, "query")?;
             block_on(roles::aggregate(config, true))
+        }
+        Command::Relay(args) => {
+            let config = Config::load(args.config.as_deref())?;
+            config.validate()?;
+            start_logging(log.as_deref(), &config, "relay")?;
+            block_on(relay::run(args, config))
         }
         Command::Demo(args) => {
             let config = demo::config(&args)?;

@@ -38,6 +38,7 @@ pub(crate) struct Addresses {
     pub(crate) udp: Vec<SocketAddr>,
     pub(crate) http: Option<SocketAddr>,
     pub(crate) postgres: Option<SocketAddr>,
+    pub(crate) cluster: Option<SocketAddr>,
 }
 
 impl Addresses {
@@ -62,6 +63,7 @@ impl fmt::Display for Addresses {
         }
         parts.extend(self.http.map(|address| format!("http={address}")));
         parts.extend(self.postgres.map(|address| format!("postgres={address}")));
+        parts.extend(self.cluster.map(|address| format!("cluster={address}")));
         f.write_str(&parts.join(" "))
     }
 }
@@ -91,6 +93,8 @@ pub(crate) async fn run(
         udp: Addresses::of_sockets(&sockets),
         http: http.local_addr().ok(),
         postgres: postgres.local_addr().ok(),
+        // the aggregator opens it: while there is none, other nodes shall not wait for it
+        cluster: config.listen.cluster,
     };
     // The children have the same file and environment; what was typed is typed again for them.
     let mut arguments = Vec::new();
@@ -381,8 +385,16 @@ pub(crate) async fn aggregate(config: Config, query: bool) -> Result<(), Failure
     let supervised = !inherited.is_empty();
     let http = listener(take(&inherited, "http")?, "listen.http", config.listen.http).await?;
     let postgres = listener(take(&inherited, "postgres")?, "listen.postgres", config.listen.postgres).await?;
-    let addresses =
-        Addresses { udp: Vec::new(), http: http.local_addr().ok(), postgres: postgres.local_addr().ok() };
+    let cluster = match config.listen.cluster {
+        Some(address) => Some(bind_tcp("listen.cluster", address).await?),
+        None => None,
+    };
+    let addresses = Addresses {
+        udp: Vec::new(),
+        http: http.local_addr().ok(),
+        postgres: postgres.local_addr().ok(),
+        cluster: cluster.as_ref().and_then(|listener| listener.local_addr().ok()),
+    };
     let log = config.log.clone();
     let directory = log.embedded.directory(&config.data_dir);
     let access = match log.kind {
@@ -428,6 +440,7 @@ pub(crate) async fn aggregate(config: Config, query: bool) -> Result<(), Failure
         log: access,
         http,
         postgres,
+        cluster,
         collector_expected: supervised,
     };
     let aggregator = Aggregator::new(config.aggregator(), deps).map_err(aggregator_failure)?;

@@ -136,6 +136,28 @@ impl KafkaSource {
         Ok(KafkaSource::of(reader))
     }
 
+    /// How far the group was told that its reader is, where a reader that has no store goes on, and how many partitions
+    /// there are. Waits for the brokers.
+    pub fn told(config: &KafkaSourceConfig) -> Result<(Positions, usize), SourceError> {
+        let consumer: KafkaConsumer = config
+            .client()
+            .create_with_context(Context { assignment: None })
+            .map_err(|error| SourceError::Fatal(format!("log.kafka: {error}")))?;
+        let mut reader = Reader::new(Arc::new(consumer), config.clone(), Positions::new());
+        reader.list()?;
+        let told =
+            reader.consumer.assignment().and_then(|list| reader.consumer.committed_offsets(list, ANSWER));
+        let told = told.map_err(|error| reader.unavailable(&error))?;
+        let elements = told.elements();
+        let position = elements.iter().filter_map(|part| match part.offset() {
+            Offset::Offset(offset) => {
+                Some((u32::try_from(part.partition()).ok()?, u64::try_from(offset).ok()?))
+            }
+            _ => None,
+        });
+        Ok((position.collect(), reader.assigned.len()))
+    }
+
     /// Reads what the group has given to the member.
     fn of_member(config: KafkaSourceConfig, member: Member, positions: Positions) -> KafkaSource {
         let mut reader = Reader::new(Arc::clone(&member.consumer), config, positions);

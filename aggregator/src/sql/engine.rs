@@ -5,10 +5,11 @@
 //! read to the end or dropped; dropping [`Rows`] stops it.
 
 use std::collections::HashMap;
+use std::net::TcpListener;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,18 +18,20 @@ use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, TableProvider};
 use datafusion::common::{DataFusionError, ScalarValue};
 use datafusion::datasource::ViewTable;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
 use datafusion::optimizer::Analyzer;
-use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
 use datafusion_pg_catalog::setup_pg_catalog;
 use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 use futures::{FutureExt, Stream, StreamExt};
+use object_store::ObjectStore;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -45,6 +48,7 @@ use super::packed::PackedGrouping;
 use super::questions;
 use super::schema::{CATALOG, PgCatalog, Public, SCHEMA};
 use super::settings::Settings;
+use crate::cluster::{Cluster, ClusterConfig, ClusterMetrics, Home, Spread};
 
 /// Stack of a query thread: mapped, not used, until a plan needs it.
 const STACK_BYTES: usize = 64 << 20;
@@ -144,6 +148,8 @@ pub struct Engine {
     places: Arc<Semaphore>,
     waiting: AtomicUsize,
     metrics: Arc<SqlMetrics>,
+    /// The other nodes, where there are any.
+    cluster: OnceLock<Arc<Cluster>>,
     /// Taken at drop: a runtime must not be dropped inside another.
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -205,8 +211,25 @@ impl Engine {
             waiting: AtomicUsize::new(0),
             metrics,
             config,
+            cluster: OnceLock::new(),
             runtime: Some(runtime),
         }))
+    }
+
+    /// Becomes a node among others, until `stop`: queries that read much run on all of them.
+    pub(crate) fn join(
+        &self,
+        config: ClusterConfig,
+        listener: TcpListener,
+        objects: Arc<dyn ObjectStore>,
+        metrics: Arc<ClusterMetrics>,
+        stop: CancellationToken,
+    ) -> Result<(), EngineError> {
+        let Some(runtime) = &self.runtime else { return Ok(()) };
+        let home = Home { base: self.base.clone(), runtime: runtime.handle().clone(), listener, objects };
+        let cluster = Cluster::start(config, home, metrics, stop)?;
+        self.cluster.get_or_init(|| cluster);
+        Ok(())
     }
 
     /// A session: the settings and prepared statements of one connection, or of one request.
@@ -749,7 +772,8 @@ impl Session {
         let stop = cancel.child_token();
         let (header, schema) = oneshot::channel();
         let (rows, receiver) = mpsc::channel(2);
-        let driver = Driver { rows, stop: stop.clone(), deadline, timeout, recorder };
+        let cluster = self.engine.cluster.get().cloned();
+        let driver = Driver { rows, stop: stop.clone(), deadline, timeout, recorder, cluster };
         self.engine.spawn(async move {
             let _place = place;
             driver.drive(plan, header).await;
@@ -828,34 +852,86 @@ struct Driver {
     deadline: Instant,
     timeout: Duration,
     recorder: Recorder,
+    cluster: Option<Arc<Cluster>>,
+}
+
+/// A query that runs.
+struct Started {
+    stream: SendableRecordBatchStream,
+    /// The same on this node alone, as long as it may take the place.
+    local: Option<(SessionState, Arc<dyn ExecutionPlan>)>,
+    sql: String,
 }
 
 impl Driver {
+    /// Plans the query and starts it: on several nodes where there are some and it reads much.
+    async fn start(
+        &self,
+        (state, logical, sql): (SessionState, LogicalPlan, String),
+    ) -> Result<Started, QueryError> {
+        let failed = |error: DataFusionError| QueryError::from_datafusion(&error, &sql);
+        let plan = state.create_physical_plan(&logical).await.map_err(failed)?;
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let spread = match &self.cluster {
+            Some(cluster) => cluster.spread(&state, &logical, &plan, left).await,
+            None => None,
+        };
+        match spread {
+            Some(Spread { plan: spread, context }) => {
+                let spread = guarded_plan(spread, &self.stop()).map_err(failed)?;
+                let stream = execute_stream(spread, context).map_err(failed)?;
+                Ok(Started { stream, local: Some((state, plan)), sql })
+            }
+            None => {
+                let stream = self.run(&state, plan).map_err(failed)?;
+                Ok(Started { stream, local: None, sql })
+            }
+        }
+    }
+
+    /// Runs a plan on this node.
+    fn run(
+        &self,
+        state: &SessionState,
+        plan: Arc<dyn ExecutionPlan>,
+    ) -> Result<SendableRecordBatchStream, DataFusionError> {
+        execute_stream(guarded_plan(plan, &self.stop())?, state.task_ctx())
+    }
+
+    fn stop(&self) -> Stop {
+        Stop {
+            token: self.stop.clone(),
+            deadline: self.deadline,
+            canceled: canceled(),
+            late: timed_out(self.timeout),
+        }
+    }
+
+    /// The next batch; where a query on several nodes fails before its first, that of the query on this one.
+    async fn next(&self, started: &mut Started) -> Result<Option<RecordBatch>, QueryError> {
+        let mut batch = started.stream.next().await;
+        let local = started.local.take();
+        if let (Some((state, plan)), Some(Err(error)), Some(cluster)) = (local, &batch, &self.cluster) {
+            cluster.fell_back(error);
+            started.stream =
+                self.run(&state, plan).map_err(|error| QueryError::from_datafusion(&error, &started.sql))?;
+            batch = started.stream.next().await;
+        }
+        batch.transpose().map_err(|error| QueryError::from_datafusion(&error, &started.sql))
+    }
+
     async fn drive<F>(self, plan: F, header: oneshot::Sender<Result<SchemaRef, QueryError>>)
     where
         F: Future<Output = Result<(SessionState, LogicalPlan, String), QueryError>>,
     {
-        let started = async {
-            let (state, plan, sql) = plan.await?;
-            let failed = |error: DataFusionError| QueryError::from_datafusion(&error, &sql);
-            let plan = state.create_physical_plan(&plan).await.map_err(failed)?;
-            let stop = Stop {
-                token: self.stop.clone(),
-                deadline: self.deadline,
-                canceled: canceled(),
-                late: timed_out(self.timeout),
-            };
-            let plan = guarded_plan(plan, &stop).map_err(failed)?;
-            let stream = execute_stream(plan, state.task_ctx()).map_err(failed)?;
-            Ok((stream, sql))
-        };
+        let started = async { self.start(plan.await?).await };
         let started = tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(canceled()),
             () = tokio::time::sleep_until(self.deadline) => Err(timed_out(self.timeout)),
             started = guarded(started) => started,
         };
-        let (mut stream, sql) = match started {
+        let mut started = match started {
             Ok(started) => started,
             Err(error) => {
                 self.recorder.finish(error.kind.name());
@@ -863,21 +939,17 @@ impl Driver {
                 return;
             }
         };
-        if header.send(Ok(stream.schema())).is_err() {
+        if header.send(Ok(started.stream.schema())).is_err() {
             self.recorder.finish("canceled");
             return;
         }
         let mut rows = 0;
         loop {
-            let next = async {
-                let batch = stream.next().await;
-                batch.transpose().map_err(|error| QueryError::from_datafusion(&error, &sql))
-            };
             let next = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => Err(canceled()),
                 () = tokio::time::sleep_until(self.deadline) => Err(timed_out(self.timeout)),
-                next = guarded(next) => next,
+                next = guarded(self.next(&mut started)) => next,
             };
             let (item, last) = match next {
                 Ok(Some(batch)) => {
@@ -892,7 +964,7 @@ impl Driver {
             };
             if last.is_some() {
                 // free the query's memory before anyone acts on its end
-                drop(std::mem::replace(&mut stream, empty_stream()));
+                drop(std::mem::replace(&mut started.stream, empty_stream()));
             }
             // a reader that does not read holds a place: it has until the deadline
             let sent = tokio::select! {
@@ -913,7 +985,7 @@ impl Driver {
     }
 }
 
-fn empty_stream() -> datafusion::execution::SendableRecordBatchStream {
+fn empty_stream() -> SendableRecordBatchStream {
     let schema = Arc::new(datafusion::arrow::datatypes::Schema::empty());
     Box::pin(datafusion::physical_plan::EmptyRecordBatchStream::new(schema))
 }

@@ -6,19 +6,23 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::coop::make_cooperative;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, replace_children_if_necessary,
+};
+use datafusion_distributed::NetworkBoundaryExt;
 use futures::StreamExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::error::QueryError;
+use super::error::{ErrorKind, QueryError};
 
 /// What stops a query.
 #[derive(Debug, Clone)]
@@ -42,19 +46,39 @@ impl Stop {
     }
 }
 
-/// Wraps what makes rows in `plan`.
+/// Wraps what makes rows in `plan`, down to where it becomes that of other nodes.
 pub(super) fn guarded_plan(plan: Arc<dyn ExecutionPlan>, stop: &Stop) -> Result<Arc<dyn ExecutionPlan>> {
-    let wrap = |plan: Arc<dyn ExecutionPlan>| {
-        let makes_rows =
-            plan.children().is_empty() || plan.name().ends_with("JoinExec") || plan.name() == "UnnestExec";
-        Ok(if makes_rows {
-            let guard: Arc<dyn ExecutionPlan> = Arc::new(GuardExec { input: plan, stop: stop.clone() });
-            Transformed::yes(guard)
-        } else {
-            Transformed::no(plan)
+    if plan.is_network_boundary() {
+        return Ok(plan);
+    }
+    let children: Vec<_> = plan
+        .children()
+        .into_iter()
+        .map(|child| guarded_plan(Arc::clone(child), stop))
+        .collect::<Result<_>>()?;
+    let makes_rows = children.is_empty() || plan.name().ends_with("JoinExec") || plan.name() == "UnnestExec";
+    let plan = if children.is_empty() { plan } else { replace_children_if_necessary(plan, children)? };
+    Ok(if makes_rows { Arc::new(GuardExec { input: plan, stop: stop.clone() }) } else { plan })
+}
+
+/// The time that a plan of another node's query has.
+#[derive(Debug, Clone)]
+pub(crate) struct Limit(Stop);
+
+impl Limit {
+    pub(crate) fn after(left: Duration) -> Limit {
+        let late = QueryError::new(ErrorKind::Timeout, "canceled: the time of the query is over".to_owned());
+        Limit(Stop {
+            token: CancellationToken::new(),
+            deadline: Instant::now() + left,
+            canceled: late.clone(),
+            late,
         })
-    };
-    Ok(plan.transform_up(wrap)?.data)
+    }
+
+    pub(crate) fn guarded(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+        guarded_plan(plan, &self.0)
+    }
 }
 
 #[derive(Debug)]

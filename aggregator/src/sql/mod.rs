@@ -19,7 +19,9 @@ pub mod settings;
 pub(crate) use engine::typed;
 pub use engine::{Answer, Done, Door, Engine, EngineError, Prepared, Rows, Session, SqlConfig};
 pub use error::{ErrorKind, QueryError};
+pub(crate) use guard::Limit;
 pub use metrics::SqlMetrics;
+pub(crate) use packed::PackedGrouping;
 pub use schema::{CATALOG, SCHEMA};
 
 #[cfg(test)]

@@ -214,6 +214,8 @@ pub struct KafkaSink {
     acknowledged: Acknowledged,
     refused: Acknowledged,
     stats: KafkaSinkStats,
+    /// A header of all messages, beside those of the envelope.
+    header: Option<(&'static str, &'static str)>,
 }
 
 impl KafkaSink {
@@ -258,9 +260,16 @@ impl KafkaSink {
             acknowledged: Acknowledged::default(),
             refused: Acknowledged::default(),
             stats: KafkaSinkStats::default(),
+            header: None,
         };
         sink.look();
         Ok(sink)
+    }
+
+    /// Gives all messages this header too.
+    pub fn with_header(mut self, name: &'static str, value: &'static str) -> KafkaSink {
+        self.header = Some((name, value));
+        self
     }
 
     /// What the sink has done.
@@ -348,7 +357,7 @@ impl KafkaSink {
                 self.unsent.pop_front();
                 continue;
             };
-            match send(producer, &self.config.topic, *partitions, number, message) {
+            match send(producer, &self.config.topic, *partitions, self.header, number, message) {
                 Ok(()) => {
                     self.unsent.pop_front();
                 }
@@ -470,14 +479,15 @@ fn send(
     producer: &Producer,
     topic: &str,
     partitions: u32,
+    header: Option<(&str, &str)>,
     number: usize,
     message: &Message,
 ) -> Result<(), RDKafkaErrorCode> {
     let envelope = message.envelope.headers();
-    let headers =
-        envelope.iter().fold(OwnedHeaders::new_with_capacity(envelope.len()), |headers, (key, value)| {
-            headers.insert(Header { key, value: Some(value.as_str()) })
-        });
+    let all = envelope.iter().map(|(key, value)| (*key, value.as_str())).chain(header);
+    let headers = all.fold(OwnedHeaders::new_with_capacity(envelope.len() + 1), |headers, (key, value)| {
+        headers.insert(Header { key, value: Some(value) })
+    });
     let partition = message.key % u64::from(partitions.max(1));
     let key = message.key.to_be_bytes();
     let payload = message.body.contiguous();

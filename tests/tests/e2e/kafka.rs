@@ -1,6 +1,7 @@
 //! The same input through the embedded log and through a real Apache Kafka: the same rows, the same rollups; with a
 //! crash of the broker on the way.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use weir_tests::kafka::Kafka;
 use weir_tests::ledger::assert_lossless;
 use weir_tests::repository;
 use weir_tests::wait::{LONG, until};
-use weir_tests::weir::{Setup, Weir};
+use weir_tests::weir::{Setup, Weir, binary};
 
 /// Every value that does not depend on when the datagrams came.
 const ROWS: &str = "select exporter_addr, proto_ver, observation_domain, start_time, end_time, src_addr, dst_addr, src_port, \
@@ -38,7 +39,7 @@ fn answers(weir: &Weir) -> Vec<(&'static str, Vec<Vec<String>>)> {
 }
 
 /// Consumers that nobody here wrote find in the topic what SQL has.
-fn others_read(weir: &Weir, kafka: &Kafka) {
+fn others_read(weir: &Weir, kafka: &Kafka, config: &Path) {
     let sums = "select proto_ver, count(*), sum(bytes), sum(packets) from flows group by 1 order by 1";
     let wanted: serde_json::Map<_, _> = weir
         .sql(sums)
@@ -48,14 +49,29 @@ fn others_read(weir: &Weir, kafka: &Kafka) {
             (row[0].clone(), numbers.into())
         })
         .collect();
-    let script = repository().join("tests/readers/kafka.py");
-    let mut readers = Command::new(readers_python());
-    let told = run(readers.arg(script).args([&kafka.bootstrap, "weir"]), LONG).ok();
-    let told: Vec<_> = told.lines().filter_map(|line| line.split_once(' ')).collect();
-    assert_eq!(told.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["pyarrow", "clickhouse"]);
-    for (name, sums) in told {
-        let sums: serde_json::Map<_, _> = serde_json::from_str(sums).unwrap();
-        assert_eq!(sums, wanted, "{name}");
+    let read = |arguments: &[&str], names: &[&str]| {
+        let script = repository().join("tests/readers/kafka.py");
+        let mut readers = Command::new(readers_python());
+        let told = run(readers.arg(script).arg(&kafka.bootstrap).args(arguments), LONG).ok();
+        let told: Vec<_> = told.lines().filter_map(|line| line.split_once(' ')).collect();
+        assert_eq!(told.iter().map(|(name, _)| *name).collect::<Vec<_>>(), names);
+        for (name, sums) in told {
+            let sums: serde_json::Map<_, _> = serde_json::from_str(sums).unwrap();
+            assert_eq!(sums, wanted, "{name}");
+        }
+    };
+    read(&["weir"], &["pyarrow", "clickhouse"]);
+    // copies in other encodings; whoever copies knows where it was
+    for encoding in ["json", "protobuf"] {
+        let topic = format!("flows-{encoding}");
+        for copied in [true, false] {
+            let mut relay = Command::new(binary());
+            relay.args(["relay", "--once", "--to", &topic, "--encoding", encoding, "--table", "flows"]);
+            let ended = run(relay.arg("--config").arg(config), LONG);
+            assert!(ended.status.success(), "{}", ended.stderr);
+            assert_eq!(ended.stderr.contains("rows=0 "), !copied, "{}", ended.stderr);
+        }
+        read(&[&topic, encoding], &[encoding]);
     }
 }
 
@@ -103,7 +119,7 @@ fn embedded_and_kafka_give_the_same_rows_and_rollups() {
         }
         assert!(!got.is_empty(), "{query}: no rows");
     }
-    others_read(&weir, &kafka);
+    others_read(&weir, &kafka, &through.config_file());
     assert_lossless(&weir);
     assert!(weir.stop().success());
     // What was committed is not taken again.

@@ -43,10 +43,11 @@ fn shares(aggregators: &[&Weir], partitions: usize) -> Vec<usize> {
     })
 }
 
+/// Nine processes each: one after the other.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Collectors and aggregators come, go and are killed, while flows are sent: every aggregator ends with all of them.
 fn aggregators_come_and_go(settings: &str, protocol: &str) {
-    // nine processes each: one after the other
-    static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let kafka = Kafka::with(settings);
     let store = tempfile::tempdir().unwrap();
@@ -147,4 +148,58 @@ fn aggregators_share_the_partitions_by_the_classic_group_protocol() {
         "group.coordinator.rebalance.protocols=classic;group.min.session.timeout.ms=3000",
         "classic",
     );
+}
+
+/// A query runs on all nodes of a store, and on those that are left when one dies.
+#[test]
+fn queries_run_on_all_nodes() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let kafka = Kafka::with(QUICK);
+    let store = tempfile::tempdir().unwrap();
+    let config = format!(
+        "[listen]\ncluster = \"127.0.0.1:0\"\n[cluster]\nnode_bytes = 1000\nsecret = \"known-to-all-of-them\"\n\
+         {}partitions = 4\n[log.kafka_reader]\nshare = \"group\"\n[store]\nurl = \"{}\"\ncommit_interval_ms = 500\n",
+        kafka.config(),
+        store.path().display()
+    );
+    let setups: Vec<Setup> = (0..4).map(|_| Setup::new().config(&config)).collect();
+    let [c, a, b, q] = &setups[..] else { unreachable!() };
+    let collector = c.start_role("collect");
+    let (one, two, query) = (a.start_role("aggregate"), b.start_role("aggregate"), q.start_role("query"));
+    let nodes = |weir: &Weir, wanted: f64| {
+        until(LONG, "the nodes to know each other", || {
+            let nodes = weir.metrics().sum("weir_cluster_nodes", &[]);
+            if nodes == Some(wanted) { Ok(()) } else { Err(format!("{nodes:?}, wanted {wanted}")) }
+        });
+    };
+    [&one, &two, &query].into_iter().for_each(|weir| nodes(weir, 3.0));
+    let sent = Load::new(60_000).rate(6_000).exporters(8).seed(11).run(&collector);
+    let wanted = [sent.rows, sent.bytes, sent.packets];
+    for weir in [&one, &two, &query] {
+        weir.until_numbers(TOTALS, &wanted);
+        weir.until_numbers(ROLLUP, &wanted);
+        // some of it is in files by now
+        until(LONG, "a plan for three nodes", || {
+            let plan = weir.sql("explain select src_addr, sum(bytes) from flows group by src_addr");
+            let plan = plan.concat().concat();
+            if plan.contains("tasks=3") { Ok(()) } else { Err(plan) }
+        });
+        assert!(weir.metrics().sum("weir_cluster_queries_total", &[]) > Some(0.0));
+        assert_eq!(weir.metrics().sum("weir_cluster_fallbacks_total", &[]), Some(0.0));
+    }
+    let by_source =
+        "select src_addr, sum(bytes), count(*) from flows group by src_addr order by 2 desc, 1 limit 20";
+    let top = query.sql(by_source);
+    assert_eq!((top.len(), &top), (20, &one.sql(by_source)));
+    // one of them dies: the others answer, at any time
+    let killed = Instant::now();
+    two.kill();
+    while killed.elapsed() < Duration::from_secs(5) {
+        for weir in [&one, &query] {
+            assert_eq!(weir.numbers(ROLLUP), wanted);
+            assert_eq!(weir.sql(by_source), top);
+        }
+    }
+    [&one, &query].into_iter().for_each(|weir| nodes(weir, 2.0));
+    assert!(one.stop().success() && query.stop().success() && collector.stop().success());
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use weir_aggregator::aggregate::{AggregatorConfig, HttpConfig, PostgresConfig};
+use weir_aggregator::aggregate::{AggregatorConfig, ClusterConfig, HttpConfig, PostgresConfig};
 use weir_aggregator::rollup::AggregateConfig;
 use weir_aggregator::source::kafka::{KafkaSourceConfig, Share};
 use weir_aggregator::sql::SqlConfig;
@@ -49,6 +49,7 @@ pub(crate) struct Config {
     pub(crate) sql: SqlConfig,
     pub(crate) http: HttpConfig,
     pub(crate) postgres: PostgresConfig,
+    pub(crate) cluster: ClusterConfig,
 }
 
 impl Default for Config {
@@ -70,6 +71,7 @@ impl Default for Config {
             sql: SqlConfig::default(),
             http: HttpConfig::default(),
             postgres: PostgresConfig::default(),
+            cluster: ClusterConfig::default(),
         }
     }
 }
@@ -84,7 +86,11 @@ pub(crate) struct ListenConfig {
     pub(crate) http: SocketAddr,
     /// SQL over the PostgreSQL wire protocol.
     pub(crate) postgres: SocketAddr,
-    /// Allows `http` and `postgres` to be other than loopback, although there is no TLS.
+    /// For other nodes on the same store, so that a query runs on all of them; absent: queries run on the node that is
+    /// asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster: Option<SocketAddr>,
+    /// Allows `http`, `postgres` and `cluster` to be other than loopback, although there is no TLS.
     pub(crate) insecure: bool,
 }
 
@@ -94,6 +100,7 @@ impl Default for ListenConfig {
             udp: collect::ListenConfig::default().udp,
             http: SocketAddr::from(([127, 0, 0, 1], 8080)),
             postgres: SocketAddr::from(([127, 0, 0, 1], 15432)),
+            cluster: None,
             insecure: false,
         }
     }
@@ -219,7 +226,11 @@ impl Config {
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         let mut problems = self.collector().problems();
         problems.extend(self.aggregator().problems());
-        for (key, address) in [("http", self.listen.http), ("postgres", self.listen.postgres)] {
+        let cluster = self.cluster.problems(self.listen.cluster);
+        problems.extend(cluster.into_iter().map(|problem| format!("cluster.{problem}")));
+        let doors = [("http", self.listen.http), ("postgres", self.listen.postgres)];
+        for (key, address) in doors.into_iter().chain(self.listen.cluster.map(|address| ("cluster", address)))
+        {
             if !address.ip().is_loopback() && !self.listen.insecure {
                 problems.push(format!(
                     "listen.{key}: {address} is not on loopback, and there is no TLS: use 127.0.0.1 behind a proxy, \
@@ -256,6 +267,7 @@ impl Config {
             sql: self.sql.clone(),
             http: self.http.clone(),
             postgres: self.postgres.clone(),
+            cluster: self.cluster.clone(),
             insecure_listen: self.listen.insecure,
         }
     }

@@ -1,11 +1,13 @@
 //! The offline tools: `decode`, `replay` and `generate`. Each has its clap `Args` and `run(&Args)`.
 
 pub(crate) mod decode;
+pub(crate) mod encode;
 pub(crate) mod generate;
 pub(crate) mod replay;
 
 mod input;
 mod pace;
+mod protobuf;
 mod rows;
 mod target;
 

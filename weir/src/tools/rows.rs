@@ -16,7 +16,7 @@ use arrow::datatypes::{
 use weir_schemas::{Address, Column, Kind, Mac, Table};
 
 /// A column of a batch, with its type found once.
-enum Values<'a> {
+pub(super) enum Values<'a> {
     /// RFC 3339, µs.
     Instant(&'a TimestampMicrosecondArray),
     Millis(&'a TimestampMicrosecondArray),
@@ -37,7 +37,7 @@ enum Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    fn of(column: &Column, array: &'a ArrayRef) -> Option<Values<'a>> {
+    pub(super) fn of(column: &Column, array: &'a ArrayRef) -> Option<Values<'a>> {
         Some(match column.kind {
             Kind::Time if column.name == "received_at" => {
                 Values::Instant(array.as_primitive_opt::<TimestampMicrosecondType>()?)
@@ -67,7 +67,7 @@ impl<'a> Values<'a> {
         })
     }
 
-    fn is_null(&self, row: usize) -> bool {
+    pub(super) fn is_null(&self, row: usize) -> bool {
         match self {
             Values::Instant(array) | Values::Millis(array) => array.is_null(row),
             Values::Ip(array) | Values::Mac(array) => array.is_null(row),
@@ -188,7 +188,7 @@ impl<'a> Values<'a> {
     }
 }
 
-fn range(offsets: &[i32], row: usize) -> std::ops::Range<usize> {
+pub(super) fn range(offsets: &[i32], row: usize) -> std::ops::Range<usize> {
     let at = |row: usize| usize::try_from(offsets[row]).unwrap_or(0);
     at(row)..at(row + 1)
 }
@@ -230,21 +230,26 @@ fn columns_of(table: Table, batch: &RecordBatch) -> Vec<(String, Values<'_>)> {
     all
 }
 
-/// Appends rows as JSON lines, the first key being `table`.
-pub(super) fn write_json_lines(
-    table: Table,
-    batch: &RecordBatch,
-    rows: std::ops::Range<usize>,
-    out: &mut Vec<u8>,
-) {
-    let columns: Vec<_> = columns_of(table, batch)
-        .into_iter()
-        .map(|(name, values)| (format!(",\"{name}\":").into_bytes(), values))
-        .collect();
-    let start = format!("{{\"table\":\"{}\"", table.name()).into_bytes();
-    for row in rows {
-        out.extend_from_slice(&start);
-        for (key, values) in &columns {
+/// The rows of a batch as JSON lines, the first key being `table`.
+pub(super) struct JsonLines<'a> {
+    start: Vec<u8>,
+    /// Each with what stands before its value.
+    columns: Vec<(Vec<u8>, Values<'a>)>,
+}
+
+impl<'a> JsonLines<'a> {
+    pub(super) fn of(table: Table, batch: &'a RecordBatch) -> JsonLines<'a> {
+        let columns = columns_of(table, batch).into_iter();
+        JsonLines {
+            start: format!("{{\"table\":\"{}\"", table.name()).into_bytes(),
+            columns: columns.map(|(name, values)| (format!(",\"{name}\":").into_bytes(), values)).collect(),
+        }
+    }
+
+    /// Appends a row.
+    pub(super) fn write(&self, row: usize, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.start);
+        for (key, values) in &self.columns {
             if !values.is_null(row) {
                 out.extend_from_slice(key);
                 values.write_json(row, out);
@@ -252,6 +257,17 @@ pub(super) fn write_json_lines(
         }
         out.extend_from_slice(b"}\n");
     }
+}
+
+/// Appends rows as JSON lines.
+pub(super) fn write_json_lines(
+    table: Table,
+    batch: &RecordBatch,
+    rows: std::ops::Range<usize>,
+    out: &mut Vec<u8>,
+) {
+    let lines = JsonLines::of(table, batch);
+    rows.for_each(|row| lines.write(row, out));
 }
 
 /// Appends rows as CSV lines with all columns of the table.
@@ -367,13 +383,13 @@ pub(super) fn write_instant(us: i64, out: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use weir_collector::columns::Builder;
     use weir_schemas::FlowColumn;
 
     use super::*;
 
-    fn batch() -> RecordBatch {
+    pub(in crate::tools) fn batch() -> RecordBatch {
         let mut builder = Builder::new(Table::Flows);
         let column = |column: FlowColumn| column.index();
         builder.times(column(FlowColumn::ReceivedAt)).push_n(1_700_000_000_123_456, 2);

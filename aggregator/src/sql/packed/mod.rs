@@ -26,6 +26,7 @@ use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::memory_pool::MemoryConsumer;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
@@ -58,6 +59,8 @@ const BATCH_ROWS: usize = 8_192;
 #[derive(Debug, Default)]
 pub(crate) struct PackedGrouping {
     sizes: Sizes,
+    /// The plan is a stage of a query on several nodes: its partial and its final aggregates are in different ones.
+    of_stage: bool,
 }
 
 impl PhysicalOptimizerRule for PackedGrouping {
@@ -75,6 +78,11 @@ impl PhysicalOptimizerRule for PackedGrouping {
 }
 
 impl PackedGrouping {
+    /// Puts the operator into a stage of a query on several nodes.
+    pub(crate) fn in_stage(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+        PackedGrouping { of_stage: true, ..PackedGrouping::default() }.rewrite(plan, true)
+    }
+
     /// `free`: nothing above relies on how the rows are spread over the partitions.
     fn rewrite(&self, plan: Arc<dyn ExecutionPlan>, free: bool) -> Result<Arc<dyn ExecutionPlan>> {
         let plan = match self.replaced(&plan).filter(|_| free) {
@@ -112,27 +120,37 @@ impl PackedGrouping {
     }
 
     fn replaced(&self, plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn ExecutionPlan>> {
-        let last = plan.downcast_ref::<AggregateExec>()?;
+        let aggregate = plan.downcast_ref::<AggregateExec>().filter(|aggregate| is_plain(aggregate))?;
+        match aggregate.mode() {
+            AggregateMode::FinalPartitioned if self.of_stage => self.last(aggregate, plan),
+            AggregateMode::FinalPartitioned => self.both(aggregate, plan),
+            AggregateMode::Partial if self.of_stage => {
+                let partitions = aggregate.input().output_partitioning().partition_count();
+                self.packed(aggregate, plan.schema(), partitions)
+            }
+            _ => None,
+        }
+    }
+
+    /// A partial and a final aggregate in one.
+    fn both(&self, last: &AggregateExec, plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn ExecutionPlan>> {
         let exchange = last.input().downcast_ref::<RepartitionExec>()?;
         let first = exchange.input().downcast_ref::<AggregateExec>()?;
-        let plain = |aggregate: &AggregateExec| {
-            aggregate.group_expr().is_single()
-                && aggregate.limit_options().is_none()
-                && aggregate.filter_expr().iter().all(Option::is_none)
-        };
-        if *last.mode() != AggregateMode::FinalPartitioned
-            || *first.mode() != AggregateMode::Partial
-            || !plain(last)
-            || !plain(first)
-            || !first.dynamic_expressions_produced().is_empty()
-            || last.properties().output_ordering().is_some()
-        {
+        if *first.mode() != AggregateMode::Partial || !is_plain(first) {
             return None;
         }
+        self.packed(first, last.schema(), plan.output_partitioning().partition_count())
+    }
+
+    /// The groups of the rows that come into `first`; `schema` is what comes out.
+    fn packed(
+        &self,
+        first: &AggregateExec,
+        schema: SchemaRef,
+        partitions: usize,
+    ) -> Option<Arc<dyn ExecutionPlan>> {
         let input_schema = first.input_schema();
         let keys: Vec<_> = first.group_expr().expr().iter().map(|(expr, _)| Arc::clone(expr)).collect();
-        let types: Vec<DataType> =
-            keys.iter().map(|key| key.data_type(&input_schema)).collect::<Result<_>>().ok()?;
         let mut ops = Vec::new();
         let mut values = Vec::new();
         for aggregate in first.aggr_expr() {
@@ -140,24 +158,64 @@ impl PackedGrouping {
             ops.push(op);
             values.push(value);
         }
-        let names = |op: &AggregateExec| {
-            let keys =
-                op.group_expr().expr().iter().map(|(_, name)| name.clone()).collect::<Vec<_>>().join(", ");
-            let values = op.aggr_expr().iter().map(|value| value.name().to_owned());
-            format!("gby=[{keys}], aggr=[{}]", values.collect::<Vec<_>>().join(", "))
-        };
-        let layout = Arc::new(Layout::new(&types, ops)?);
-        let work = Arc::new(Work {
-            keys,
-            values,
-            layout,
-            schema: last.schema(),
-            title: names(first),
-            sizes: self.sizes,
-        });
-        let partitions = plan.output_partitioning().partition_count();
-        Some(Arc::new(PackedAggregateExec::new(work, Arc::clone(first.input()), partitions)))
+        self.work(first, keys, &input_schema, ops, values, schema, partitions)
     }
+
+    /// The groups of what the partial aggregates of another stage have sent: a column for each measure, after the keys.
+    fn last(&self, last: &AggregateExec, plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn ExecutionPlan>> {
+        let keys: Vec<_> = last.group_expr().expr().iter().map(|(expr, _)| Arc::clone(expr)).collect();
+        let states = last.input().schema();
+        if states.fields().len() != keys.len() + last.aggr_expr().len() {
+            return None;
+        }
+        let mut ops = Vec::new();
+        let mut values: Vec<Option<Arc<dyn PhysicalExpr>>> = Vec::new();
+        for (place, aggregate) in last.aggr_expr().iter().enumerate() {
+            let (op, _) = operation(aggregate, &last.input_schema())?;
+            ops.push(match op {
+                Op::Count | Op::CountRows => Op::SumCount,
+                op => op,
+            });
+            let place = keys.len() + place;
+            values.push(Some(Arc::new(Column::new(states.field(place).name(), place))));
+        }
+        let partitions = plan.output_partitioning().partition_count();
+        self.work(last, keys, &states, ops, values, last.schema(), partitions)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of what is computed, named")]
+    fn work(
+        &self,
+        aggregate: &AggregateExec,
+        keys: Vec<Arc<dyn PhysicalExpr>>,
+        input: &SchemaRef,
+        ops: Vec<Op>,
+        values: Vec<Option<Arc<dyn PhysicalExpr>>>,
+        schema: SchemaRef,
+        partitions: usize,
+    ) -> Option<Arc<dyn ExecutionPlan>> {
+        let types: Vec<DataType> = keys.iter().map(|key| key.data_type(input)).collect::<Result<_>>().ok()?;
+        let layout = Arc::new(Layout::new(&types, ops)?);
+        let title = title(aggregate);
+        let work = Arc::new(Work { keys, values, layout, schema, title, sizes: self.sizes });
+        Some(Arc::new(PackedAggregateExec::new(work, Arc::clone(aggregate.input()), partitions)))
+    }
+}
+
+/// Nothing about it but groups and measures.
+fn is_plain(aggregate: &AggregateExec) -> bool {
+    aggregate.group_expr().is_single()
+        && aggregate.limit_options().is_none()
+        && aggregate.filter_expr().iter().all(Option::is_none)
+        && aggregate.dynamic_expressions_produced().is_empty()
+        && aggregate.properties().output_ordering().is_none()
+}
+
+fn title(aggregate: &AggregateExec) -> String {
+    let keys =
+        aggregate.group_expr().expr().iter().map(|(_, name)| name.clone()).collect::<Vec<_>>().join(", ");
+    let values = aggregate.aggr_expr().iter().map(|value| value.name().to_owned());
+    format!("gby=[{keys}], aggr=[{}]", values.collect::<Vec<_>>().join(", "))
 }
 
 /// What an aggregate does here, and of which expression; None where it is DataFusion's to compute.

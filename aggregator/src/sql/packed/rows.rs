@@ -22,6 +22,8 @@ pub(super) enum Op {
     CountRows,
     Count,
     SumInt,
+    /// Of counts: of none it is 0, and not NULL.
+    SumCount,
     SumFloat,
     Min,
     Max,
@@ -39,7 +41,7 @@ impl Op {
     #[inline]
     fn combine(self, into: u64, other: u64) -> u64 {
         match self {
-            Op::CountRows | Op::Count | Op::SumInt => into.wrapping_add(other),
+            Op::CountRows | Op::Count | Op::SumInt | Op::SumCount => into.wrapping_add(other),
             Op::SumFloat => (f64::from_bits(into) + f64::from_bits(other)).to_bits(),
             Op::Min => into.cast_signed().min(other.cast_signed()).cast_unsigned(),
             Op::Max => into.cast_signed().max(other.cast_signed()).cast_unsigned(),
@@ -188,7 +190,7 @@ impl Layout {
                     }
                 }
             }
-            (Op::SumInt, DataType::Int64) => {
+            (Op::SumInt | Op::SumCount, DataType::Int64) => {
                 let values = values.as_primitive::<Int64Type>().values();
                 if nulls.is_some() {
                     each(&|row| values[row].cast_unsigned());
@@ -235,7 +237,7 @@ impl Layout {
         let values = || rows.iter().skip(self.key_words + at).step_by(self.words);
         let seen = || rows.iter().skip(self.words - 1).step_by(self.words);
         let nulls = match self.ops[at] {
-            Op::CountRows | Op::Count => None,
+            Op::CountRows | Op::Count | Op::SumCount => None,
             _ => Some(NullBuffer::new(seen().map(|seen| seen >> at & 1 == 1).collect::<BooleanBuffer>())),
         };
         let longs = || values().map(|word| word.cast_signed()).collect();

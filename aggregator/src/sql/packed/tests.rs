@@ -62,7 +62,7 @@ fn context(table: &Arc<MemTable>, sizes: Option<Sizes>, memory: usize) -> Sessio
         .with_runtime_env(environment.build_arc().unwrap())
         .with_default_features();
     if let Some(sizes) = sizes {
-        builder = builder.with_physical_optimizer_rule(Arc::new(PackedGrouping { sizes }));
+        builder = builder.with_physical_optimizer_rule(Arc::new(PackedGrouping { sizes, of_stage: false }));
     }
     let context = SessionContext::new_with_state(builder.build());
     context.register_table("t", Arc::clone(table) as _).unwrap();

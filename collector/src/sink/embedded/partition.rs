@@ -178,13 +178,21 @@ impl Partition {
         Ok(())
     }
 
-    /// Keeps the whole frames of the last segment and cuts what comes after them.
+    /// Keeps the whole frames of the last segment and cuts what comes after them. Up to where the mark says that it is
+    /// whole and durable it is not read again: how long this takes does not depend on the size of the segment.
     fn recover_last(&mut self, stats: &mut EmbeddedStats) -> Result<(), EmbeddedError> {
         let Some((&first, _)) = self.sealed.last_key_value() else { return Ok(()) };
         let path = self.segment(first);
         let file = File::options().read(true).write(true).open(&path).map_err(io_error("open", &path))?;
         let size = file.metadata().map_err(io_error("read", &path))?.len();
         let (mut scanner, mut kept, mut end) = (Scanner::default(), 0, first);
+        let is_sure = self.mark.boot == 0 || self.mark.boot == self.boot;
+        if self.mark.segment == first && self.mark.bytes <= size && is_sure {
+            if let Err(Defect::Newer(version)) = scanner.peek(&file, size).map_err(io_error("read", &path))? {
+                return Err(EmbeddedError::Newer { path, version });
+            }
+            (scanner, end) = (Scanner::new(self.mark.bytes), end.max(self.mark.end));
+        }
         loop {
             match scanner.step(&file, size).map_err(io_error("read", &path))? {
                 Step::Frame(frame) => {

@@ -7,7 +7,7 @@ use weir_schemas::{Envelope, Table};
 
 use super::*;
 
-fn message(number: u64, bytes: usize) -> Message {
+pub(super) fn message(number: u64, bytes: usize) -> Message {
     let envelope = Envelope {
         schema_version: SCHEMA_VERSION,
         table: Table::Flows,
@@ -23,7 +23,7 @@ fn message(number: u64, bytes: usize) -> Message {
     Message { envelope, body: vec![number.to_le_bytes()[0]; bytes].into(), key: number, low: None }
 }
 
-fn config(fsync: Fsync) -> EmbeddedConfig {
+pub(super) fn config(fsync: Fsync) -> EmbeddedConfig {
     EmbeddedConfig { fsync, segment_bytes: 4096, ..EmbeddedConfig::default() }
 }
 

@@ -69,6 +69,7 @@ pub struct Setup {
     /// The data directory, where it is not in `folder`.
     data: Option<PathBuf>,
     config: String,
+    variables: Vec<(String, String)>,
     addresses: Mutex<Option<Addresses>>,
 }
 
@@ -81,12 +82,24 @@ impl Default for Setup {
 impl Setup {
     pub fn new() -> Setup {
         let folder = tempfile::Builder::new().prefix("weir-e2e-").tempdir().unwrap();
-        Setup { folder, data: None, config: String::new(), addresses: Mutex::new(None) }
+        Setup {
+            folder,
+            data: None,
+            config: String::new(),
+            variables: Vec::new(),
+            addresses: Mutex::new(None),
+        }
     }
 
     /// With this configuration (TOML).
     pub fn config(mut self, toml: &str) -> Setup {
         self.config = toml.to_owned();
+        self
+    }
+
+    /// With this variable in its environment.
+    pub fn variable(mut self, name: &str, value: &str) -> Setup {
+        self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -134,6 +147,7 @@ impl Setup {
         if role != "collect" {
             command.arg("--postgres").arg(wanted.postgres.to_string());
         }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary can be started");
         let log = Arc::new(Mutex::new(String::new()));

@@ -199,7 +199,13 @@ fn is_same(plan: &Arc<dyn ExecutionPlan>) -> bool {
 fn stage_is_same(plan: &Arc<dyn ExecutionPlan>, tasks: usize) -> bool {
     if let Some(boundary) = plan.as_network_boundary() {
         let stage = boundary.input_stage();
-        return stage.local_plan().is_none_or(|plan| stage_is_same(plan, stage.task_count()));
+        // only what is merged keeps its order: an exchange over the network does not, as one within a process may
+        let loses_order = |stage: &Arc<dyn ExecutionPlan>| {
+            !plan.is::<NetworkCoalesceExec>() && stage.properties().output_ordering().is_some()
+        };
+        return stage
+            .local_plan()
+            .is_none_or(|plan| !loses_order(plan) && stage_is_same(plan, stage.task_count()));
     }
     let children = plan.children();
     if tasks > 1 {

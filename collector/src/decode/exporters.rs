@@ -7,6 +7,7 @@ use std::hash::BuildHasher;
 use hashbrown::HashTable;
 use weir_schemas::Address;
 
+use super::clock::ClockStep;
 use super::config::{DecodeConfig, ExporterConfig};
 
 /// The protocol of an exporter; each is accounted apart.
@@ -124,6 +125,15 @@ pub struct Exporters {
 }
 
 impl ExporterState {
+    /// The clock was set.
+    pub(crate) fn move_on(&mut self, step: ClockStep) {
+        step.move_on(&mut self.first_seen_us);
+        step.move_on(&mut self.last_seen_us);
+        if let Some(netflow) = &mut self.netflow {
+            netflow.move_on(step);
+        }
+    }
+
     /// What its rows have as `exporter_addr`.
     pub(crate) fn exporter_addr(&self) -> Address {
         self.identity.map_or(self.key.exporter, Address)

@@ -3,6 +3,7 @@
 //! A [`Decoder`] belongs to one shard. It looks at the version, and hands the datagram to the decoder of its protocol,
 //! which writes straight into the open [`Batches`].
 
+mod clock;
 pub(crate) mod compile;
 mod config;
 mod exporters;
@@ -34,6 +35,7 @@ pub(crate) mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use weir_schemas::{Address, Table};
 
@@ -42,6 +44,7 @@ pub use exporters::{Counters, ExporterKey, ExporterState, Exporters, Protocol};
 pub use reject::RejectReason;
 pub use shared::{RestoreError, SharedState};
 
+use self::clock::Clock;
 use self::netflow::{Environment, Netflow};
 use self::stats::Events;
 use crate::columns::Builder;
@@ -148,6 +151,7 @@ pub struct Decoder {
     netflow: Netflow,
     sflow: sflow::Scratch,
     events: Events,
+    clock: Clock,
     swept_us: i64,
     reported_us: i64,
 }
@@ -167,6 +171,7 @@ impl Decoder {
             netflow: Netflow::default(),
             sflow: sflow::Scratch::default(),
             events: Events::default(),
+            clock: Clock::default(),
             swept_us: i64::MIN,
             reported_us: i64::MIN,
         }
@@ -264,6 +269,17 @@ impl Decoder {
         }
     }
 
+    /// Looks whether the machine's clock, which says `now_us` at this instant, was set; to be called every second or so, where datagrams
+    /// are received by it.
+    pub fn mind_clock(&mut self, at: Instant, now_us: i64) {
+        self.shared.mind_clock(at, now_us);
+        let Some(step) = self.clock.step(at, now_us) else { return };
+        step.move_on(&mut self.swept_us);
+        step.move_on(&mut self.reported_us);
+        self.exporters.iter_mut().for_each(|state| state.move_on(step));
+        self.netflow.pending.move_on(step);
+    }
+
     /// What is due at `now_us`; to be called every second or so. Data whose template came by way of another shard is
     /// decoded, what waited too long is given up; every ten seconds come the rows of `exporter_stats` and
     /// `exporter_events`; every minute expired templates and silent exporters go.
@@ -326,7 +342,7 @@ impl Decoder {
             if replayed {
                 continue;
             }
-            if set.received_us < oldest {
+            if set.since_us < oldest {
                 state.counters.sets_expired += 1;
             } else {
                 self.netflow.pending.keep(set);

@@ -7,6 +7,7 @@
 use weir_schemas::Table;
 use weir_schemas::elements::Dictionary;
 
+use super::clock::ClockStep;
 use super::compile::SharedPlan;
 use super::config::DecodeConfig;
 use super::exporters::{Counters, ExporterKey, ExporterState, Exporters, Protocol};
@@ -140,6 +141,16 @@ impl Rejects {
 }
 
 impl NetflowState {
+    /// The clock was set.
+    pub(crate) fn move_on(&mut self, step: ClockStep) {
+        if let Some(lookup) = &mut self.lookup {
+            lookup.move_on(step);
+        }
+        for session in &mut self.sessions {
+            step.move_on(&mut session.last_us);
+        }
+    }
+
     /// The state of a session; a port that continues another's sequence takes its place (exporters that send from a
     /// new port each time).
     fn session(&mut self, port: u16, number: u32, now_us: i64, most: usize) -> &mut SessionState {
@@ -492,6 +503,7 @@ impl Netflow {
             port: pass.port,
             template,
             received_us: pass.meta.received_us,
+            since_us: pass.meta.received_us,
             export_us: pass.message.export_us,
             uptime_ms: pass.message.uptime_ms,
             data: content.to_vec(),

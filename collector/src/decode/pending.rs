@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 
+use super::clock::ClockStep;
 use super::config::DecodeConfig;
 use super::exporters::ExporterKey;
 
@@ -14,6 +15,8 @@ pub(crate) struct Waiting {
     pub(crate) port: u16,
     pub(crate) template: u16,
     pub(crate) received_us: i64,
+    /// Since when it waits: as `received_us`, unless the clock was set meanwhile.
+    pub(crate) since_us: i64,
     pub(crate) export_us: i64,
     pub(crate) uptime_ms: Option<u32>,
     pub(crate) data: Vec<u8>,
@@ -30,6 +33,11 @@ pub(crate) struct Pending {
 impl Pending {
     pub(crate) fn is_empty(&self) -> bool {
         self.queues.is_empty()
+    }
+
+    /// The clock was set.
+    pub(crate) fn move_on(&mut self, step: ClockStep) {
+        self.queues.values_mut().flatten().for_each(|set| step.move_on(&mut set.since_us));
     }
 
     #[cfg(any(test, feature = "fuzzing"))]
@@ -105,7 +113,16 @@ mod tests {
         let exporter = Address::v4([10, 0, 0, exporter]);
         let key = ExporterKey { exporter, sender: exporter, domain: 0, protocol: Protocol::Ipfix };
         let data = vec![0; bytes];
-        Waiting { key, port: 1, template: 256, received_us: 0, export_us: 0, uptime_ms: None, data }
+        Waiting {
+            key,
+            port: 1,
+            template: 256,
+            received_us: 0,
+            since_us: 0,
+            export_us: 0,
+            uptime_ms: None,
+            data,
+        }
     }
 
     #[test]

@@ -5,13 +5,15 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use hashbrown::HashMap;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use weir_schemas::Address;
 use weir_schemas::elements::{Dictionary, DictionaryError};
 
+use super::clock::{Clock, ClockStep};
 use super::compile::{SharedPlan, compile};
 use super::config::DecodeConfig;
 use super::exporters::Protocol;
@@ -119,6 +121,7 @@ pub struct SharedState {
     changes: AtomicU64,
     /// None: the elements that weir comes with.
     dictionary: RwLock<Option<Arc<Dictionary>>>,
+    clock: Mutex<Clock>,
 }
 
 impl Held {
@@ -160,6 +163,20 @@ impl SharedState {
                 entry.plan = Arc::default();
             }
             domain.generation.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Looks whether the clock was set: the ages of templates and sessions stay.
+    pub(crate) fn mind_clock(&self, at: Instant, now_us: i64) {
+        let Some(step) = self.clock.lock().step(at, now_us) else { return };
+        tracing::warn!(seconds = step.seconds(), "the clock was set: ages of templates go on as before");
+        for domain in self.domains.read().values() {
+            for session in domain.sessions.write().iter_mut() {
+                step.move_on(&mut session.created_us);
+                step.move_on(session.last_us.get_mut());
+                step.move_on(&mut session.learned_us);
+                session.templates.values_mut().for_each(|entry| step.move_on(&mut entry.refreshed_us));
+            }
         }
     }
 
@@ -568,6 +585,11 @@ impl Lookup {
             touched_us: i64::MIN,
             established: false,
         }
+    }
+
+    /// The clock was set.
+    pub(crate) fn move_on(&mut self, step: ClockStep) {
+        step.move_on(&mut self.touched_us);
     }
 
     /// A datagram of the session came.

@@ -329,7 +329,11 @@ impl Work {
         let ShardParts { decoder, batcher, .. } = &mut self.parts;
         let rows = |batcher: &mut Batcher| batcher.batches().all_mut().map(|builder| builder.rows() as u64);
         let before = rows(batcher);
-        let ticked = catch_unwind(AssertUnwindSafe(|| decoder.tick(now_us(), batcher.batches())));
+        let now_us = now_us();
+        let ticked = catch_unwind(AssertUnwindSafe(|| {
+            decoder.mind_clock(Instant::now(), now_us);
+            decoder.tick(now_us, batcher.batches());
+        }));
         if ticked.is_err() {
             tracing::error!("the decoder panicked in its own upkeep");
             batcher.batches().all_mut().into_iter().for_each(crate::columns::Builder::rollback);

@@ -4,11 +4,13 @@
 //! Every flow sent here has a number of its own, so that a lost one and a repeated one are told apart.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use weir_tests::command::{program, run, signal};
+use weir_tests::generate::Load;
 use weir_tests::kafka::Kafka;
 use weir_tests::ledger::{Ledger, assert_lossless};
 use weir_tests::netflow5::{Flow, datagram};
@@ -414,6 +416,44 @@ fn failing_disks_lose_and_repeat_nothing() {
     assert!(weir.stop().success());
     let weir = setup.start();
     assert_eq!(assert_no_duplicate(&weir, sent), sent, "after a restart");
+}
+
+/// The clock is set, forward and back, by seconds and by a day, while flows of all protocols come.
+#[test]
+fn a_clock_that_is_set_loses_and_repeats_nothing() {
+    const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+    assert!(Path::new(FAKETIME).is_file(), "{FAKETIME} is missing: apt-get install faketime");
+    const TOTALS: &str = "select count(*), sum(bytes), sum(packets) from flows";
+    let folder = tempfile::tempdir().unwrap();
+    let clock = folder.path().join("clock");
+    let set = |seconds: &str| std::fs::write(&clock, seconds).unwrap();
+    set("+0");
+    let setup = Setup::new()
+        .config("[store]\ncommit_interval_ms = 1000\n")
+        .variable("LD_PRELOAD", FAKETIME)
+        .variable("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap())
+        .variable("FAKETIME_CACHE_DURATION", "1")
+        .variable("DONT_FAKE_MONOTONIC", "1");
+    let weir = setup.start();
+    let sent = std::thread::scope(|scope| {
+        let load = scope.spawn(|| Load::new(90_000).rate(6_000).exporters(4).seed(31).run(&weir));
+        for seconds in ["+7200", "-10800", "+86400", "+86370", "+0"] {
+            std::thread::sleep(Duration::from_millis(2_500));
+            set(seconds);
+        }
+        load.join().unwrap()
+    });
+    let wanted = [sent.rows, sent.bytes, sent.packets];
+    weir.until_numbers(TOTALS, &wanted);
+    weir.until_numbers("select sum(flows), sum(bytes), sum(packets) from flows_1m", &wanted);
+    assert_lossless(&weir);
+    assert!(weir.log().contains("the clock was set"), "{}", weir.log());
+    assert!(weir.stop().success());
+    set("-3600");
+    let weir = setup.start();
+    weir.until_numbers(TOTALS, &wanted);
+    assert_lossless(&weir);
+    assert!(weir.stop().success());
 }
 
 /// Two weirs on one data directory would take each other's log and state: the second one waits for a while, as for one

@@ -228,6 +228,34 @@ fn rule_13_data_waits_for_its_template_with_its_own_receive_time() {
 }
 
 #[test]
+fn a_clock_that_is_set_makes_no_template_old_and_gives_up_nothing_that_waits() {
+    for (step, hours) in [(7_200_000_000_i64, 2), (-7_200_000_000, -2)] {
+        let (mut bench, start, t0) = (Bench::new(), std::time::Instant::now(), sender(1).received_us);
+        let mind = |bench: &mut Bench, seconds: u64, now_us: i64| {
+            bench.decoder.mind_clock(start + std::time::Duration::from_secs(seconds), now_us);
+            bench.decoder.tick(now_us, &mut bench.out);
+        };
+        mind(&mut bench, 0, t0);
+        bench.send_from(&Builder9::ipfix(0).template(256, PORTS), &sender(1));
+        bench.send_from(&Builder9::ipfix(0).set(300, &[0, 1, 0, 2]), &sender(1));
+        let set = t0 + step;
+        for second in 1..70 {
+            mind(&mut bench, second, set + second as i64 * 1_000_000);
+        }
+        let meta = DatagramMeta { received_us: set + 70_000_000, ..sender(1) };
+        let rows = bench.send_from(&Builder9::ipfix(1).set(256, &[0, 1, 0, 2]), &meta);
+        assert_eq!(rows.len(), 1, "set by {hours} h");
+        // what waits, waits as long as ever
+        assert_eq!(bench.counters().sets_expired, 1, "set by {hours} h");
+        let (mut bench, now_us) = (Bench::new(), t0);
+        mind(&mut bench, 0, now_us);
+        bench.send_from(&Builder9::ipfix(0).set(300, &[0, 1, 0, 2]), &sender(1));
+        mind(&mut bench, 1, now_us + step + 1_000_000);
+        assert_eq!(bench.counters().sets_expired, 0, "set by {hours} h");
+    }
+}
+
+#[test]
 fn rule_14_of_a_repeated_element_the_first_counts_and_the_rest_is_kept() {
     let row = one(Builder9::ipfix(0), &[(7, 2), (7, 2), (7, 2)], &[0, 1, 0, 2, 0, 3]);
     assert_eq!(row["src_port"], 1);

@@ -251,7 +251,7 @@ impl Store {
         self.tables.iter().map(provider).collect()
     }
 
-    /// Drops what is hot, reads all tables again, and says from where the log must be read.
+    /// Reads all tables again, and says from where the log must be read. What is hot is shown until it has been read again.
     pub(crate) async fn reload(&self) -> Result<Start, StoreError> {
         let (floor, origins): (Positions, Origins) = {
             let mut ledger = self.ledger.lock().await;

@@ -3,7 +3,7 @@
 //! Everything a query needs is in one [`Snapshot`], replaced as a whole: the files of a version, the offsets that they
 //! contain, and the hot batches beyond these offsets. So a row is in the files or in memory, never in both or neither.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -108,17 +108,39 @@ pub(crate) struct Snapshot {
     pub(crate) positions: Positions,
     /// In the order in which they came.
     pub(crate) hot: Vec<Arc<HotBatch>>,
+    /// Those of before the table was read again, by partition and offset: they are shown until the log has been read to
+    /// there once more, so that no query misses for a moment what the one before it saw.
+    kept: BTreeSet<(u32, u64)>,
 }
 
 impl Snapshot {
     /// Of what this process stores.
     pub(crate) fn hot_rows(&self) -> usize {
-        self.hot.iter().filter(|hot| !hot.followed).map(|hot| hot.batch.num_rows()).sum()
+        self.hot.iter().filter(|hot| self.is_ours(hot)).map(|hot| hot.batch.num_rows()).sum()
+    }
+
+    /// Whether this process is to store it.
+    fn is_ours(&self, hot: &HotBatch) -> bool {
+        !hot.followed && !self.kept.contains(&(hot.partition, hot.offset))
     }
 
     /// Of what this process stores, or of what others do.
     pub(crate) fn hot_bytes(&self, followed: bool) -> usize {
-        self.hot.iter().filter(|hot| hot.followed == followed).map(|hot| hot.bytes).sum()
+        self.hot.iter().filter(|hot| self.is_ours(hot) != followed).map(|hot| hot.bytes).sum()
+    }
+
+    /// The log has been read again to there: what was kept up to it has been taken once more, or is not there any more.
+    fn replace_kept(&mut self, partition: u32, offset: u64) {
+        let upto = (partition, 0)..=(partition, offset);
+        if self.kept.range(upto.clone()).next().is_none() {
+            return;
+        }
+        self.hot.retain(|hot| {
+            !self.kept.contains(&(hot.partition, hot.offset))
+                || hot.partition != partition
+                || hot.offset > offset
+        });
+        self.kept.retain(|place| !upto.contains(place));
     }
 
     fn contains(&self, partition: u32, offset: u64) -> bool {
@@ -275,7 +297,8 @@ impl StoreTable {
         Arc::clone(&self.snapshot.read())
     }
 
-    /// Forgets what is hot and reads the table again; `floor` is what every table is known to contain.
+    /// Reads the table again; `floor` is what every table is known to contain. What is hot is to be taken again: until then
+    /// it is shown, and not stored.
     pub(crate) async fn reload(&self, floor: &Positions) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
         if !writer.log.load().await? {
@@ -288,8 +311,11 @@ impl StoreTable {
             if self.is_raw() {
                 self.given_back.inc_by(snapshot.hot_rows() as u64);
             }
-            snapshot.hot.clear();
             snapshot.positions = positions;
+            let hot = std::mem::take(&mut snapshot.hot);
+            let hot = hot.into_iter().filter(|hot| !snapshot.contains(hot.partition, hot.offset));
+            snapshot.hot = hot.collect();
+            snapshot.kept = snapshot.hot.iter().map(|hot| (hot.partition, hot.offset)).collect();
         });
         Ok(())
     }
@@ -316,6 +342,9 @@ impl StoreTable {
         let mut current = self.snapshot.write();
         let mut next = Snapshot::clone(&current);
         let fresh = batches.iter().filter(|hot| !current.contains(hot.partition, hot.offset));
+        for hot in fresh.clone() {
+            next.replace_kept(hot.partition, hot.offset);
+        }
         let known = next.hot.len();
         next.hot.extend(fresh.cloned());
         let ours = next.hot[known..].iter().filter(|hot| !hot.followed);
@@ -371,7 +400,7 @@ impl StoreTable {
     ) -> Result<Option<Prepared>, StoreError> {
         let snapshot = self.snapshot();
         let before = |hot: &&Arc<HotBatch>| {
-            !hot.followed && upto.get(&hot.partition).is_some_and(|end| hot.offset < *end)
+            snapshot.is_ours(hot) && upto.get(&hot.partition).is_some_and(|end| hot.offset < *end)
         };
         let due: Vec<Arc<HotBatch>> = snapshot.hot.iter().filter(before).cloned().collect();
         if due.is_empty() {

@@ -4,20 +4,14 @@
 //! leave the memory when a refresh of the tables ([`Store::refresh`]) finds them in files.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::ingest::{IngestError, OpenSource};
+use crate::ingest::{IngestError, OpenSource, POLL_BYTES, RETRY};
 use crate::intake::Intake;
 use crate::source::{Source, SourceError};
 use crate::store::{Start, Store, StoreError};
-
-/// How much is read from the log at once.
-const POLL_BYTES: usize = 16 << 20;
-/// How long to wait before trying again what failed, or for those who store to catch up.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// The following that goes on beside an ingester, from one round to the next.
 pub(crate) struct Beside(JoinHandle<()>);

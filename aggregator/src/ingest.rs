@@ -20,9 +20,9 @@ use crate::store::{CommitError, Store, StoreError};
 pub type OpenSource = Box<dyn Fn(&Positions) -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
 
 /// How much is read from the log at once.
-const POLL_BYTES: usize = 16 << 20;
-/// How long to wait before trying again what failed.
-const RETRY: Duration = Duration::from_secs(1);
+pub(crate) const POLL_BYTES: usize = 16 << 20;
+/// How long to wait before trying again what failed, or for those who store to catch up.
+pub(crate) const RETRY: Duration = Duration::from_secs(1);
 /// How long a stop may take to empty the log and commit.
 const STOP: Duration = Duration::from_secs(60);
 

@@ -17,7 +17,7 @@ use weir_aggregator::source::embedded::{EmbeddedSource, committed};
 use weir_aggregator::source::{LogMessage, Payload, Positions, Source, SourceError};
 use weir_collector::sink::kafka::{KafkaSink, KafkaSinkConfig};
 use weir_collector::sink::spool::{self, Forwarding};
-use weir_collector::sink::{Message, Sink, SinkError};
+use weir_collector::sink::{Acknowledged, Message, Sink, SinkError};
 use weir_schemas::envelope::Origin;
 use weir_schemas::segment::COMMITTED_FILE;
 
@@ -152,7 +152,9 @@ impl Run {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + stop_limit);
                 let given_up = self.blocked.is_some_and(|since| since.elapsed() >= STOP_BLOCKED);
                 if all_there || given_up || Instant::now() >= deadline {
-                    self.commit(runtime);
+                    if !all_there {
+                        self.commit(runtime);
+                    }
                     let waiting = self.told.get().waiting;
                     if waiting > 0 {
                         tracing::warn!(
@@ -226,11 +228,7 @@ impl Run {
                         rows,
                         "a message is dropped: {why}"
                     );
-                    let refused = weir_collector::sink::Acknowledged {
-                        messages: 1,
-                        rows: rows.into(),
-                        bytes: message.body.len() as u64,
-                    };
+                    let refused = Acknowledged::of(message);
                     self.held.pop_front();
                     self.told.tell(|told| told.refused += refused);
                 }

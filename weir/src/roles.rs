@@ -315,21 +315,21 @@ pub(crate) async fn collect(config: Config, http: Option<SocketAddr>) -> Result<
         tokio::spawn(async move { admin.serve_tcp(listener).await });
     }
     print_ready(&addresses);
-    let Some(mut forwarder) = forwarder else {
-        let summary = collector.run(crate::signals::shutdown()).await.map_err(collector_failure)?;
-        tracing::info!(kernel_drops = summary.kernel_drops, ledger = ?summary.ledger, "collector stopped");
-        return Ok(());
-    };
-    let mut failed = None;
+    let (mut forwarder, mut failed) = (forwarder, None);
     let stopped = async {
-        tokio::select! {
-            () = crate::signals::shutdown() => {}
-            Ok(error) = &mut forwarder.failed => failed = Some(error),
+        match &mut forwarder {
+            Some(forwarder) => tokio::select! {
+                () = crate::signals::shutdown() => {}
+                Ok(error) = &mut forwarder.failed => failed = Some(error),
+            },
+            None => crate::signals::shutdown().await,
         }
     };
     let summary = collector.run(stopped).await.map_err(collector_failure)?;
     tracing::info!(kernel_drops = summary.kernel_drops, ledger = ?summary.ledger, "collector stopped");
-    forwarder.stop().await;
+    if let Some(forwarder) = forwarder {
+        forwarder.stop().await;
+    }
     failed.map_or(Ok(()), |error| Err(Failure::failed(error)))
 }
 

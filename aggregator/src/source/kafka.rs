@@ -128,22 +128,13 @@ impl std::fmt::Debug for KafkaSource {
 impl KafkaSource {
     /// Checks the configuration; the brokers are asked with the first poll.
     pub fn open(config: KafkaSourceConfig, positions: Positions) -> Result<KafkaSource, SourceError> {
-        let consumer = config
-            .client()
-            .create_with_context(Context { assignment: None })
-            .map_err(|error| SourceError::Fatal(format!("log.kafka: {error}")))?;
-        let reader = Reader::new(Arc::new(consumer), config, positions);
-        Ok(KafkaSource::of(reader))
+        Ok(KafkaSource::of(Reader::by_hand(config, positions)?))
     }
 
     /// How far the group was told that its reader is, where a reader that has no store goes on, and how many partitions
     /// there are. Waits for the brokers.
     pub fn told(config: &KafkaSourceConfig) -> Result<(Positions, usize), SourceError> {
-        let consumer: KafkaConsumer = config
-            .client()
-            .create_with_context(Context { assignment: None })
-            .map_err(|error| SourceError::Fatal(format!("log.kafka: {error}")))?;
-        let mut reader = Reader::new(Arc::new(consumer), config.clone(), Positions::new());
+        let mut reader = Reader::by_hand(config.clone(), Positions::new())?;
         reader.list()?;
         let told =
             reader.consumer.assignment().and_then(|list| reader.consumer.committed_offsets(list, ANSWER));
@@ -174,11 +165,7 @@ impl KafkaSource {
         member: &Member,
         positions: Positions,
     ) -> Result<KafkaSource, SourceError> {
-        let consumer = config
-            .client()
-            .create_with_context(Context { assignment: None })
-            .map_err(|error| SourceError::Fatal(format!("log.kafka: {error}")))?;
-        let mut reader = Reader::new(Arc::new(consumer), config, positions);
+        let mut reader = Reader::by_hand(config, positions)?;
         let assigned = member.assignment.get();
         reader.except = assigned.partitions;
         reader.watched = Some((Arc::clone(&member.assignment), assigned.generation));
@@ -264,6 +251,15 @@ struct Joined {
 }
 
 impl Reader {
+    /// Reads partitions that no group gives.
+    fn by_hand(config: KafkaSourceConfig, positions: Positions) -> Result<Reader, SourceError> {
+        let consumer = config
+            .client()
+            .create_with_context(Context { assignment: None })
+            .map_err(|error| SourceError::Fatal(format!("log.kafka: {error}")))?;
+        Ok(Reader::new(Arc::new(consumer), config, positions))
+    }
+
     fn new(consumer: Arc<KafkaConsumer>, config: KafkaSourceConfig, positions: Positions) -> Reader {
         Reader {
             consumer,

@@ -385,7 +385,7 @@ impl KafkaSink {
                 "the broker refuses a message: {code}"
             );
             self.stats.refused += 1;
-            count(&mut self.refused, &message);
+            self.refused += Acknowledged::of(&message);
         }
     }
 
@@ -426,7 +426,7 @@ impl KafkaSink {
                 Ok(()) => {
                     self.too_large = 0;
                     if let Some(message) = self.forget(number) {
-                        count(&mut self.acknowledged, &message);
+                        self.acknowledged += Acknowledged::of(&message);
                     }
                 }
                 Err(code) if is_refusal(code) => self.give_up(number, code),
@@ -461,12 +461,6 @@ impl KafkaSink {
             self.collect(left.min(LOOK));
         }
     }
-}
-
-fn count(sum: &mut Acknowledged, message: &Message) {
-    sum.messages += 1;
-    sum.rows += u64::from(message.envelope.rows);
-    sum.bytes += message.body.len() as u64;
 }
 
 /// Whether the broker will never take the message, whoever sends it.

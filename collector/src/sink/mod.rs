@@ -36,6 +36,13 @@ pub struct Acknowledged {
     pub bytes: u64,
 }
 
+impl Acknowledged {
+    /// One message.
+    pub fn of(message: &Message) -> Acknowledged {
+        Acknowledged { messages: 1, rows: message.envelope.rows.into(), bytes: message.body.len() as u64 }
+    }
+}
+
 impl std::ops::AddAssign for Acknowledged {
     fn add_assign(&mut self, more: Acknowledged) {
         self.messages += more.messages;

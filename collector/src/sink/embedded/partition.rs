@@ -315,9 +315,7 @@ impl Partition {
         self.publish().map_err(failed("write", &self.path.join(HEAD_FILE)))?;
         self.rewrite = false;
         for pending in self.pending.drain(..) {
-            self.acknowledged.messages += 1;
-            self.acknowledged.rows += u64::from(pending.message.envelope.rows);
-            self.acknowledged.bytes += pending.message.body.len() as u64;
+            self.acknowledged += Acknowledged::of(&pending.message);
         }
         self.pending_bytes = 0;
         self.unsynced_since = None;

@@ -10,12 +10,13 @@ use datafusion::execution::TaskContext;
 use datafusion::execution::context::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{LogicalPlan, PlanType, StringifiedPlan};
-use datafusion::physical_expr::Distribution;
+use datafusion::physical_expr::{Distribution, PhysicalExpr};
 use datafusion::physical_plan::analyze::AnalyzeExec;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::explain::ExplainExec;
 use datafusion::physical_plan::union::InterleaveExec;
-use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use datafusion::physical_plan::windows::BoundedWindowAggExec;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, InputOrderMode};
 use datafusion_distributed::{
     DesiredTaskCountEvent, DesiredTaskCountEventResponse, DistributedExec, DistributedExt,
     DistributedLeafExec, NetworkBoundaryExt, NetworkBroadcastExec, NetworkCoalesceExec, NetworkShuffleExec,
@@ -208,6 +209,9 @@ fn stage_is_same(plan: &Arc<dyn ExecutionPlan>, tasks: usize) -> bool {
             .is_none_or(|plan| !loses_order(plan) && stage_is_same(plan, stage.task_count()));
     }
     let children = plan.children();
+    if !keeps_its_order(plan) {
+        return false;
+    }
     if tasks > 1 {
         let is_met = |(wanted, child): (Distribution, &&Arc<dyn ExecutionPlan>)| match wanted {
             Distribution::UnspecifiedDistribution => true,
@@ -221,6 +225,17 @@ fn stage_is_same(plan: &Arc<dyn ExecutionPlan>, tasks: usize) -> bool {
         }
     }
     children.into_iter().all(|child| stage_is_same(child, tasks))
+}
+
+/// False for a window whose input is in the order of its keys only because a filter below makes one of them constant: where
+/// the filter is in another stage, that is not known any more when the plan is read there.
+fn keeps_its_order(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    let Some(window) = plan.downcast_ref::<BoundedWindowAggExec>() else { return true };
+    let sorted = window.input().output_ordering();
+    let is_sorted =
+        |key: &Arc<dyn PhysicalExpr>| sorted.is_some_and(|sorted| sorted.iter().any(|by| by.expr.eq(key)));
+    window.input_order_mode != InputOrderMode::Sorted
+        || window.window_expr().iter().all(|expr| expr.partition_by().iter().all(is_sorted))
 }
 
 /// Whether all that comes out of `plan` came through such a boundary, in this stage.

@@ -145,7 +145,7 @@ const QUESTIONS: &[(&str, bool)] = &[
         true,
     ),
     (
-        "SELECT count(*) FROM flows WHERE NOT EXISTS (SELECT 1 FROM flows_1m r WHERE r.in_if = flows.in_if AND r.bytes > 1000000)",
+        "SELECT count(*) FROM flows f WHERE NOT EXISTS (SELECT 1 FROM flows_1m r WHERE r.in_if = f.in_if AND r.bytes > 1000000)",
         true,
     ),
     (
@@ -168,7 +168,9 @@ const QUESTIONS: &[(&str, bool)] = &[
     ),
     ("SELECT * FROM flows_1m", true),
     ("SELECT * FROM flows_1h", true),
-    ("SELECT * FROM top_talkers_1h WHERE dimension = 'source'", false),
+    // the order of its windows is not known in another stage
+    ("SELECT * FROM top_talkers_1h WHERE dimension = 'src_addr'", false),
+    ("SELECT * FROM top_talkers_1h", true),
     ("SELECT * FROM qos_1m", true),
     ("SELECT * FROM trust_1h", true),
     ("SELECT * FROM exporters", false),
@@ -197,17 +199,19 @@ async fn three_nodes_answer_as_one() {
         let or_error = |answer: Result<_, QueryError>| answer.unwrap_or_else(|error| vec![error.to_string()]);
         wrong.extend(expected.as_ref().err().map(|error| format!("{question}: {error}")));
         let (expected, found) = (or_error(expected), or_error(found));
-        if found != expected {
+        if let Some(at) = (0..expected.len().max(found.len())).find(|at| expected.get(*at) != found.get(*at))
+        {
+            let (rows, of) = (found.len(), expected.len());
             wrong.push(format!(
-                "{question}\n  {} rows: {:?}\n  {} rows: {:?}",
-                expected.len(),
-                expected.first(),
-                found.len(),
-                found.first()
+                "{question}: {rows} rows of {of}\n  {:?}\n  {:?}",
+                found.get(at),
+                expected.get(at)
             ));
         }
         if a.metrics.fell_back.get() > fell_back {
             wrong.push(format!("{question}: fell back to one node"));
+            // until the others are trusted again
+            tokio::time::sleep(Duration::from_secs(5)).await;
         }
         if (a.metrics.spread.get() > before) != *is_spread {
             wrong.push(format!("{question}: spread, or not, against what was expected"));

@@ -184,11 +184,11 @@ impl Aggregator {
         }
         let engine = Engine::new(config.sql.clone(), tables, &views, Some(&spill), sql_metrics).await?;
         catalog.register(engine.runtime_env());
+        let metrics = Arc::new(ClusterMetrics::default());
+        shared.register(|registry| metrics.register(registry));
         if let Some(listener) = deps.cluster {
-            let metrics = Arc::new(ClusterMetrics::default());
-            shared.register(|registry| metrics.register(registry));
             let config = config.cluster.clone();
-            engine.join(config, listener, store.objects(), metrics, servers.child_token())?;
+            engine.join(config, listener, store.objects(), Arc::clone(&metrics), servers.child_token())?;
         }
         let (of_problem, of_metrics) = (Arc::clone(&store), Arc::clone(&store));
         shared.watch(

@@ -102,7 +102,11 @@ pub(crate) struct ClusterMetrics {
 
 impl ClusterMetrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
-        registry.register("weir_cluster_nodes", "Nodes that answer, this one included; 0 where `listen.cluster` is not set", self.nodes.clone());
+        registry.register(
+            "weir_cluster_nodes",
+            "Nodes that answer, this one included; 0 where `listen.cluster` is not set",
+            self.nodes.clone(),
+        );
         registry.register(
             "weir_cluster_queries",
             "Queries of this node that ran on several",

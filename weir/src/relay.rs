@@ -143,7 +143,19 @@ struct Relay {
 }
 
 impl Relay {
+    /// Copies, and says in the end how much that was.
     async fn run(mut self, stop: &CancellationToken, once: bool) -> Result<(), Failure> {
+        let ended = self.copy_all(stop, once).await;
+        tracing::info!(
+            messages = self.copied.messages,
+            rows = self.copied.rows,
+            passed_over = self.passed_over,
+            "stopped"
+        );
+        ended
+    }
+
+    async fn copy_all(&mut self, stop: &CancellationToken, once: bool) -> Result<(), Failure> {
         let mut came = Instant::now();
         while !stop.is_cancelled() {
             let messages = tokio::select! {
@@ -162,12 +174,12 @@ impl Relay {
                     for message in messages {
                         next.insert(message.partition, message.offset + 1);
                         if !self.copy(message, stop).await {
-                            return Ok(self.ended());
+                            return Ok(());
                         }
                     }
                     while self.sink.in_flight() > 0 {
                         if stop.is_cancelled() {
-                            return Ok(self.ended());
+                            return Ok(());
                         }
                         self.settle().await;
                     }
@@ -183,7 +195,7 @@ impl Relay {
                 Err(error) => return Err(Failure::failed(error.to_string())),
             }
         }
-        Ok(self.ended())
+        Ok(())
     }
 
     /// Whether everything that the brokers have said to be there is copied.
@@ -191,15 +203,6 @@ impl Relay {
         let end = self.source.end();
         !end.is_empty()
             && end.iter().all(|(partition, end)| self.positions.get(partition).unwrap_or(&0) >= end)
-    }
-
-    fn ended(&self) {
-        tracing::info!(
-            messages = self.copied.messages,
-            rows = self.copied.rows,
-            passed_over = self.passed_over,
-            "stopped"
-        );
     }
 
     /// Gives a message to the brokers in the other encoding; false where it was asked to stop meanwhile.

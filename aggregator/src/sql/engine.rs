@@ -7,48 +7,44 @@
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use datafusion::arrow::array::{ArrayRef, RecordBatch};
+use datafusion::arrow::array::ArrayRef;
 use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, TableProvider};
 use datafusion::common::{DataFusionError, ScalarValue};
 use datafusion::datasource::ViewTable;
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
 use datafusion::optimizer::Analyzer;
-use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
 use datafusion_pg_catalog::setup_pg_catalog;
 use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
-use futures::{FutureExt, Stream, StreamExt};
+use futures::{FutureExt, StreamExt};
 use object_store::ObjectStore;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
 use super::address::{AddressPlanner, AddressRule, AddressTypes, Family};
 use super::error::{ErrorKind, QueryError};
 use super::functions::{self, PercentilePlanner};
 use super::gate::{self, Command, Limits, Request};
-use super::guard::{Stop, guarded_plan};
 use super::metrics::{Recorder, SqlMetrics};
 use super::packed::PackedGrouping;
 use super::questions;
+use super::run::{Driver, Rows};
 use super::schema::{CATALOG, PgCatalog, Public, SCHEMA};
 use super::settings::Settings;
-use crate::cluster::{Cluster, ClusterConfig, ClusterMetrics, Home, Spread};
+use crate::cluster::{Cluster, ClusterConfig, ClusterMetrics, Home};
 
 /// Stack of a query thread: mapped, not used, until a plan needs it.
 const STACK_BYTES: usize = 64 << 20;
@@ -337,7 +333,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-async fn guarded<T>(future: impl Future<Output = Result<T, QueryError>>) -> Result<T, QueryError> {
+pub(super) async fn guarded<T>(future: impl Future<Output = Result<T, QueryError>>) -> Result<T, QueryError> {
     match std::panic::AssertUnwindSafe(future).catch_unwind().await {
         Ok(result) => result,
         Err(_) => Err(QueryError::new(
@@ -347,14 +343,14 @@ async fn guarded<T>(future: impl Future<Output = Result<T, QueryError>>) -> Resu
     }
 }
 
-fn timed_out(timeout: Duration) -> QueryError {
+pub(super) fn timed_out(timeout: Duration) -> QueryError {
     QueryError::new(
         ErrorKind::Timeout,
         format!("canceled: the statement took longer than {} ms (statement_timeout)", timeout.as_millis()),
     )
 }
 
-fn canceled() -> QueryError {
+pub(super) fn canceled() -> QueryError {
     QueryError::new(ErrorKind::Canceled, "canceled on request")
 }
 
@@ -836,225 +832,5 @@ pub(crate) fn typed(
         (Some(family), Some(text)) => family.scalar(text),
         (Some(_), None) if value.is_null() => ScalarValue::try_from(data_type),
         _ => value.cast_to(data_type),
-    }
-}
-
-enum Item {
-    Batch(RecordBatch),
-    Failed(QueryError),
-    End,
-}
-
-/// The side of a query that makes the rows.
-struct Driver {
-    rows: mpsc::Sender<Item>,
-    stop: CancellationToken,
-    deadline: Instant,
-    timeout: Duration,
-    recorder: Recorder,
-    cluster: Option<Arc<Cluster>>,
-}
-
-/// A query that runs.
-struct Started {
-    stream: SendableRecordBatchStream,
-    /// The same on this node alone, as long as it may take the place.
-    local: Option<(SessionState, Arc<dyn ExecutionPlan>)>,
-    sql: String,
-}
-
-impl Driver {
-    /// Plans the query and starts it: on several nodes where there are some and it reads much.
-    async fn start(
-        &self,
-        (state, logical, sql): (SessionState, LogicalPlan, String),
-    ) -> Result<Started, QueryError> {
-        let failed = |error: DataFusionError| QueryError::from_datafusion(&error, &sql);
-        let plan = state.create_physical_plan(&logical).await.map_err(failed)?;
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let spread = match &self.cluster {
-            Some(cluster) => cluster.spread(&state, &logical, &plan, left).await,
-            None => None,
-        };
-        match spread {
-            Some(Spread { plan: spread, context }) => {
-                let spread = guarded_plan(spread, &self.stop()).map_err(failed)?;
-                let stream = execute_stream(spread, context).map_err(failed)?;
-                Ok(Started { stream, local: Some((state, plan)), sql })
-            }
-            None => {
-                let stream = self.run(&state, plan).map_err(failed)?;
-                Ok(Started { stream, local: None, sql })
-            }
-        }
-    }
-
-    /// Runs a plan on this node.
-    fn run(
-        &self,
-        state: &SessionState,
-        plan: Arc<dyn ExecutionPlan>,
-    ) -> Result<SendableRecordBatchStream, DataFusionError> {
-        execute_stream(guarded_plan(plan, &self.stop())?, state.task_ctx())
-    }
-
-    fn stop(&self) -> Stop {
-        Stop {
-            token: self.stop.clone(),
-            deadline: self.deadline,
-            canceled: canceled(),
-            late: timed_out(self.timeout),
-        }
-    }
-
-    /// The next batch; where a query on several nodes fails before its first, that of the query on this one.
-    async fn next(&self, started: &mut Started) -> Result<Option<RecordBatch>, QueryError> {
-        let mut batch = started.stream.next().await;
-        let local = started.local.take();
-        if let (Some((state, plan)), Some(Err(error)), Some(cluster)) = (local, &batch, &self.cluster) {
-            cluster.fell_back(error);
-            started.stream =
-                self.run(&state, plan).map_err(|error| QueryError::from_datafusion(&error, &started.sql))?;
-            batch = started.stream.next().await;
-        }
-        batch.transpose().map_err(|error| QueryError::from_datafusion(&error, &started.sql))
-    }
-
-    async fn drive<F>(self, plan: F, header: oneshot::Sender<Result<SchemaRef, QueryError>>)
-    where
-        F: Future<Output = Result<(SessionState, LogicalPlan, String), QueryError>>,
-    {
-        let started = async { self.start(plan.await?).await };
-        let started = tokio::select! {
-            biased;
-            () = self.stop.cancelled() => Err(canceled()),
-            () = tokio::time::sleep_until(self.deadline) => Err(timed_out(self.timeout)),
-            started = guarded(started) => started,
-        };
-        let mut started = match started {
-            Ok(started) => started,
-            Err(error) => {
-                self.recorder.finish(error.kind.name());
-                let _ = header.send(Err(error));
-                return;
-            }
-        };
-        if header.send(Ok(started.stream.schema())).is_err() {
-            self.recorder.finish("canceled");
-            return;
-        }
-        let mut rows = 0;
-        loop {
-            let next = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => Err(canceled()),
-                () = tokio::time::sleep_until(self.deadline) => Err(timed_out(self.timeout)),
-                next = guarded(self.next(&mut started)) => next,
-            };
-            let (item, last) = match next {
-                Ok(Some(batch)) => {
-                    rows += batch.num_rows() as u64;
-                    (Item::Batch(batch), None)
-                }
-                Ok(None) => (Item::End, Some("ok")),
-                Err(error) => {
-                    let kind = error.kind.name();
-                    (Item::Failed(error), Some(kind))
-                }
-            };
-            if last.is_some() {
-                // free the query's memory before anyone acts on its end
-                drop(std::mem::replace(&mut started.stream, empty_stream()));
-            }
-            // a reader that does not read holds a place: it has until the deadline
-            let sent = tokio::select! {
-                sent = self.rows.send(item) => sent.is_ok(),
-                () = tokio::time::sleep_until(self.deadline + Duration::from_secs(1)) => false,
-            };
-            if let Some(outcome) = last {
-                self.recorder.rows(rows);
-                self.recorder.finish(outcome);
-                return;
-            }
-            if !sent {
-                self.recorder.rows(rows);
-                self.recorder.finish("canceled");
-                return;
-            }
-        }
-    }
-}
-
-fn empty_stream() -> SendableRecordBatchStream {
-    let schema = Arc::new(datafusion::arrow::datatypes::Schema::empty());
-    Box::pin(datafusion::physical_plan::EmptyRecordBatchStream::new(schema))
-}
-
-/// The rows of an answer, as they are made. Dropping it stops the query.
-pub struct Rows {
-    schema: SchemaRef,
-    receiver: mpsc::Receiver<Item>,
-    ended: bool,
-    /// Ends the wait for a driver that does not come to its own end in time.
-    end: Pin<Box<dyn Future<Output = QueryError> + Send>>,
-    _stop: Option<DropGuard>,
-}
-
-impl std::fmt::Debug for Rows {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rows").field("schema", &self.schema).finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for Item {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Item")
-    }
-}
-
-impl Rows {
-    pub fn schema(&self) -> SchemaRef {
-        Arc::clone(&self.schema)
-    }
-
-    /// One row of one text.
-    fn of_text(schema: SchemaRef, text: String) -> Result<Rows, QueryError> {
-        let column = Arc::new(datafusion::arrow::array::StringArray::from(vec![text]));
-        let batch = RecordBatch::try_new(Arc::clone(&schema), vec![column])
-            .map_err(|error| QueryError::new(ErrorKind::Internal, error.to_string()))?;
-        let (rows, receiver) = mpsc::channel(2);
-        for item in [Item::Batch(batch), Item::End] {
-            rows.try_send(item).map_err(|_| QueryError::new(ErrorKind::Internal, "no room for a row"))?;
-        }
-        Ok(Rows { schema, receiver, ended: false, end: Box::pin(std::future::pending()), _stop: None })
-    }
-}
-
-impl Stream for Rows {
-    type Item = Result<RecordBatch, QueryError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let item = match self.receiver.poll_recv(context) {
-            Poll::Ready(item) => item,
-            Poll::Pending => Some(Item::Failed(futures::ready!(self.end.as_mut().poll(context)))),
-        };
-        Poll::Ready(match item {
-            Some(Item::Batch(batch)) => Some(Ok(batch)),
-            Some(Item::End) => {
-                self.ended = true;
-                None
-            }
-            Some(Item::Failed(error)) => {
-                self.ended = true;
-                Some(Err(error))
-            }
-            None => {
-                self.ended = true;
-                Some(Err(QueryError::new(ErrorKind::Canceled, "the query was stopped before its end")))
-            }
-        })
     }
 }

@@ -13,15 +13,17 @@ mod guard;
 mod metrics;
 mod packed;
 pub(crate) mod questions;
+mod run;
 mod schema;
 pub mod settings;
 
 pub(crate) use engine::typed;
-pub use engine::{Answer, Done, Door, Engine, EngineError, Prepared, Rows, Session, SqlConfig};
+pub use engine::{Answer, Done, Door, Engine, EngineError, Prepared, Session, SqlConfig};
 pub use error::{ErrorKind, QueryError};
 pub(crate) use guard::Limit;
 pub use metrics::SqlMetrics;
 pub(crate) use packed::PackedGrouping;
+pub use run::Rows;
 pub use schema::{CATALOG, SCHEMA};
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use weir_aggregator::source::embedded::{EmbeddedSource, committed};
+use weir_aggregator::source::embedded::{EmbeddedSource, committed, ends};
 use weir_aggregator::source::{LogMessage, Payload, Positions, Source, SourceError};
 use weir_collector::sink::kafka::{KafkaSink, KafkaSinkConfig};
 use weir_collector::sink::spool::{self, Forwarding};
@@ -319,7 +319,8 @@ impl Run {
         if let Err(error) = runtime.block_on(self.source.committed(&upto)) {
             tracing::warn!(%error, "the spool cannot be told how far Kafka is");
         }
-        let ends = self.source.end();
+        // the source knows the end of what it has read last, which may be long ago while the brokers are away
+        let ends = ends(&self.directory).unwrap_or_else(|_| self.source.end());
         let waiting =
             |(partition, end): (&u32, &u64)| end - upto.get(partition).copied().unwrap_or(0).min(*end);
         let waiting = ends.iter().filter(|(partition, _)| upto.contains_key(*partition)).map(waiting).sum();

@@ -99,8 +99,10 @@ impl Cluster {
         let mut headers = HeaderMap::new();
         headers.insert(LEFT, HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)));
         let (bytes, nodes) = (self.config.node_bytes, Arc::clone(&self.nodes));
-        let partitions = state.config().target_partitions().max(1);
+        // with one partition the planner sees nothing to bring together, and so nothing to divide
+        let partitions = state.config().target_partitions().max(2);
         let builder = SessionStateBuilder::new_from_existing(state.clone())
+            .with_config(state.config().clone().with_target_partitions(partitions))
             .with_physical_optimizer_rules(self.rules.clone())
             .with_distributed_worker_resolver(Known(Arc::clone(&self.nodes)))
             .with_distributed_channel_resolver(self.channels.clone())

@@ -78,9 +78,18 @@ impl Source for EmbeddedSource {
 
 /// How far the log in `directory` has been committed by whoever reads it.
 pub fn committed(directory: &Path) -> io::Result<Positions> {
+    marks(directory, COMMITTED_FILE)
+}
+
+/// How far the log in `directory` goes.
+pub fn ends(directory: &Path) -> io::Result<Positions> {
+    marks(directory, HEAD_FILE)
+}
+
+fn marks(directory: &Path, file: &str) -> io::Result<Positions> {
     let mut positions = Positions::new();
     for number in list_partitions(directory)? {
-        if let Some(mark) = read_mark(&directory.join(number.to_string()).join(COMMITTED_FILE))? {
+        if let Some(mark) = read_mark(&directory.join(number.to_string()).join(file))? {
             positions.insert(number, mark.end);
         }
     }

@@ -65,12 +65,7 @@ pub(crate) async fn run(args: RelayArgs, config: Config) -> Result<(), Failure> 
     let tables = tables(&args.tables)?;
     let group = args.group.clone().unwrap_or_else(|| format!("weir-relay-{}", args.to));
     let source = KafkaSourceConfig { group, share: Share::All, ..config.log.kafka_source() };
-    let stop = CancellationToken::new();
-    let stopping = stop.clone();
-    tokio::spawn(async move {
-        crate::signals::shutdown().await;
-        stopping.cancel();
-    });
+    let stop = crate::signals::stop_token();
     let Some(told) = told(&source, &stop).await? else { return Ok(()) };
     let partitions = u32::try_from(told.partitions).unwrap_or(1);
     let sink = KafkaSinkConfig { topic: args.to.clone(), partitions, ..config.log.kafka.clone() };

@@ -11,7 +11,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio_util::sync::CancellationToken;
 use weir_aggregator::aggregate::{Aggregator, AggregatorDeps, AggregatorError, LogAccess};
 use weir_aggregator::ingest::OpenSource;
 use weir_aggregator::source::Source;
@@ -444,13 +443,10 @@ pub(crate) async fn aggregate(config: Config, query: bool) -> Result<(), Failure
         collector_expected: supervised,
     };
     let aggregator = Aggregator::new(config.aggregator(), deps).map_err(aggregator_failure)?;
-    let shutdown = CancellationToken::new();
-    let stop = shutdown.clone();
-    tokio::spawn(async move {
-        crate::signals::shutdown().await;
-        stop.cancel();
-    });
-    aggregator.run(shutdown, || print_ready(&addresses)).await.map_err(aggregator_failure)?;
+    aggregator
+        .run(crate::signals::stop_token(), || print_ready(&addresses))
+        .await
+        .map_err(aggregator_failure)?;
     tracing::info!("aggregator stopped");
     Ok(())
 }

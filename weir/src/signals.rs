@@ -2,6 +2,7 @@
 
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 /// Completes at SIGTERM or SIGINT, and in a supervised child when its stdin ends. A child ignores SIGINT: Ctrl-C goes
 /// to the whole process group, and the supervisor stops its children in order.
@@ -29,4 +30,15 @@ pub(crate) async fn shutdown() {
             () = &mut stdin_ends => return,
         }
     }
+}
+
+/// A token that is cancelled when this process is asked to stop.
+pub(crate) fn stop_token() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let asked = stop.clone();
+    tokio::spawn(async move {
+        shutdown().await;
+        asked.cancel();
+    });
+    stop
 }

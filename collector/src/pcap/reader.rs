@@ -13,6 +13,8 @@ use weir_schemas::Address;
 
 /// Grows for longer blocks. Small in tests, so that they see it refilled and grown.
 const BUFFER_BYTES: usize = if cfg!(any(test, feature = "fuzzing")) { 1 << 10 } else { 256 << 10 };
+/// The type of a pcapng block and its length, which stands at both ends.
+const MIN_BLOCK_BYTES: usize = 12;
 /// Microseconds a second.
 const SECOND: i128 = 1_000_000;
 
@@ -244,6 +246,7 @@ impl<'r> Reader<'r> {
     /// Looks at one block. None at the end of the file.
     fn step(&mut self) -> Result<Option<Step>, CaptureError> {
         let frame = self.stats.frames + 1;
+        self.refuse_short_block(frame)?;
         let (size, step) = match self.blocks.next() {
             Ok((size, block)) => {
                 let packet = match &mut self.format {
@@ -274,15 +277,28 @@ impl<'r> Reader<'r> {
         Ok(Some(step))
     }
 
+    /// A pcapng block has at least its type and its length twice, 12 bytes. pcap-parser 0.17 subtracts them before it
+    /// looks (process information blocks), and panics where overflow is checked.
+    fn refuse_short_block(&self, frame: u64) -> Result<(), CaptureError> {
+        match &self.format {
+            Format::PcapNg { big_endian, .. } => match block_len(self.blocks.data(), *big_endian) {
+                Some(len) if len < MIN_BLOCK_BYTES => {
+                    Err(CaptureError::Damaged { frame, what: contradiction(len) })
+                }
+                _ => Ok(()),
+            },
+            Format::Pcap { .. } => Ok(()),
+        }
+    }
+
     /// Reads on where the buffer holds no whole block, or says why that is no use. None stands for `Incomplete`.
     fn trouble(&mut self, frame: u64, error: Option<PcapError<&[u8]>>) -> Result<(), CaptureError> {
         let available = self.blocks.data().len();
         if let Format::PcapNg { big_endian, .. } = &self.format
             && let Some(len) = block_len(self.blocks.data(), *big_endian)
-            && (len <= available || !(12..=MAX_BLOCK_BYTES).contains(&len))
+            && (len <= available || len > MAX_BLOCK_BYTES)
         {
-            let what = format!("a block of {len} bytes whose contents contradict its length");
-            return Err(CaptureError::Damaged { frame, what });
+            return Err(CaptureError::Damaged { frame, what: contradiction(len) });
         }
         match error {
             None => {}
@@ -427,6 +443,10 @@ fn block_len(data: &[u8], big_endian: bool) -> Option<usize> {
     let &[a, b, c, d] = data.get(4..8)? else { return None };
     let len = if big_endian { u32::from_be_bytes([a, b, c, d]) } else { u32::from_le_bytes([a, b, c, d]) };
     usize::try_from(len).ok()
+}
+
+fn contradiction(len: usize) -> String {
+    format!("a block of {len} bytes whose contents contradict its length")
 }
 
 fn describe(error: &PcapError<&[u8]>) -> String {

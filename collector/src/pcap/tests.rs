@@ -332,6 +332,24 @@ fn damaged_files_never_panic() {
     }
 }
 
+#[test]
+fn a_block_shorter_than_its_own_head_is_damage_whatever_its_kind() {
+    for long in [u32::to_le_bytes, u32::to_be_bytes] {
+        let section = block(0x0a0d_0d0a, &[&long(0x1a2b_3c4d)[..], &[0; 4], &[0xff; 8]].concat(), long);
+        for kind in [0, 1, 3, 4, 5, 6, 9, 10, 0x8000_0001, 0x0a0d_0d0a] {
+            for len in 0..12 {
+                let file = [&section[..], &long(kind), &long(len), &[0; 24]].concat();
+                let (all, error, _) = read(&file);
+                assert!(all.is_empty());
+                assert!(
+                    matches!(error, Some(CaptureError::Damaged { frame: 1, .. })),
+                    "kind {kind:#x} of {len} bytes: {error:?}"
+                );
+            }
+        }
+    }
+}
+
 fn have(tool: &str) -> bool {
     Command::new(tool).arg("--version").output().is_ok()
 }

@@ -170,6 +170,13 @@ impl Aggregator {
         let postgres =
             tokio::spawn(pg::serve(postgres, config.postgres.clone(), Arc::clone(&shared), servers.clone()));
 
+        let countries = config.aggregate.countries.clone();
+        let load = countries.clone();
+        tokio::task::spawn_blocking(move || load.load())
+            .await
+            .map_err(|error| AggregatorError::Config(format!("aggregate.countries: {error}")))?
+            .map_err(|error| AggregatorError::Config(format!("aggregate.countries: {error}")))?;
+        tokio::spawn(countries.clone().follow(servers.clone()));
         let store = tokio::select! {
             store = open_store(&config, &deps.data_dir, &deps.log_id) => store?,
             () = shutdown.cancelled() => return Ok(()),
@@ -182,7 +189,8 @@ impl Aggregator {
         if let Some(traffic) = Traffic::over(&tables) {
             tables.push(("traffic".to_owned(), Arc::new(traffic)));
         }
-        let engine = Engine::new(config.sql.clone(), tables, &views, Some(&spill), sql_metrics).await?;
+        let engine =
+            Engine::new(config.sql.clone(), tables, &views, countries, Some(&spill), sql_metrics).await?;
         catalog.register(engine.runtime_env());
         let metrics = Arc::new(ClusterMetrics::default());
         shared.register(|registry| metrics.register(registry));

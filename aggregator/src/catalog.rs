@@ -88,7 +88,7 @@ macro_rules! flows_view {
 macro_rules! talker {
     () => {
         "dimension, other, addr, peer_addr, prefix_len, ip_protocol, port, peer_port, asn, peer_asn, \
-         exporter_addr, if_index, peer_if_index, vrf, peer_vrf, dscp, app"
+         exporter_addr, if_index, peer_if_index, vrf, peer_vrf, dscp, app, country, peer_country"
     };
 }
 
@@ -96,7 +96,7 @@ macro_rules! talker {
 macro_rules! talker_key {
     () => {
         "dimension, addr, peer_addr, prefix_len, ip_protocol, port, peer_port, asn, peer_asn, \
-         exporter_addr, if_index, peer_if_index, vrf, peer_vrf, dscp, app"
+         exporter_addr, if_index, peer_if_index, vrf, peer_vrf, dscp, app, country, peer_country"
     };
 }
 
@@ -276,18 +276,23 @@ macro_rules! trust_view {
              CASE WHEN sum(est_bytes) > 0 THEN sqrt(sum(est_bytes_variance)) / sum(est_bytes) END AS error_ratio, \
              CASE WHEN sum(flows) > 0 THEN CAST(sum(unknown) AS DOUBLE) / sum(flows) END AS unknown_sampling_ratio, \
              CASE WHEN sum(expected) > 0 THEN CAST(sum(lost) AS DOUBLE) / sum(expected) END AS loss_ratio, \
+             CASE WHEN sum(datagrams) > 0 THEN sum(kernel_drops) / (sum(datagrams) + sum(kernel_drops)) END \
+               AS kernel_drop_ratio, \
+             CASE WHEN sum(decoded) > 0 THEN sum(rows_dropped) / sum(decoded) END AS row_drop_ratio, \
              sum(agent_drops) AS agent_drops, sum(sets_expired) AS sets_expired, sum(rejected) AS rejected \
              FROM (SELECT window_start, exporter_addr, flows, est_bytes, est_bytes_variance, \
                unknown_sampling_flows AS unknown, CAST(NULL AS BIGINT) AS expected, CAST(NULL AS BIGINT) AS lost, \
                CAST(NULL AS BIGINT) AS agent_drops, CAST(NULL AS BIGINT) AS sets_expired, \
-               CAST(NULL AS BIGINT) AS rejected FROM ",
+               CAST(NULL AS BIGINT) AS rejected, CAST(NULL AS BIGINT) AS datagrams, \
+               CAST(NULL AS DOUBLE) AS kernel_drops, CAST(NULL AS BIGINT) AS decoded, \
+               CAST(NULL AS DOUBLE) AS rows_dropped FROM ",
             $parts,
             " UNION ALL SELECT date_bin(INTERVAL '",
             $window,
             "', received_at) AS window_start, exporter_addr, CAST(NULL AS BIGINT), CAST(NULL AS DOUBLE), \
                CAST(NULL AS DOUBLE), CAST(NULL AS BIGINT), sequence_expected, \
-               sequence_lost - coalesce(sequence_recovered, 0), agent_drops, sets_expired, rejected \
-               FROM exporter_stats) GROUP BY window_start, exporter_addr"
+               sequence_lost - coalesce(sequence_recovered, 0), agent_drops, sets_expired, rejected, \
+               datagrams, kernel_drops, flows AS decoded, rows_dropped FROM exporter_stats) GROUP BY window_start, exporter_addr"
         )
     };
 }
@@ -344,6 +349,7 @@ const VIEWS: &[(&str, &str)] = &[
          CASE WHEN sum(sequence_expected) > 0 \
            THEN CAST(sum(sequence_lost) - coalesce(sum(sequence_recovered), 0) AS DOUBLE) / sum(sequence_expected) \
          END AS loss_ratio, \
+         sum(kernel_drops) AS kernel_drops, sum(rows_dropped) AS rows_dropped, \
          last_value(clock_skew_us ORDER BY received_at) AS clock_skew_us, \
          last_value(sampling_rate ORDER BY received_at) AS sampling_rate \
          FROM exporter_stats \

@@ -7,6 +7,7 @@ pub mod aggregate;
 pub mod catalog;
 mod cluster;
 mod completeness;
+mod countries;
 mod follow;
 mod hot;
 pub mod ingest;

@@ -402,6 +402,8 @@ columns! {
     RecordsSkipped "records_skipped" U64 "sFlow: samples and records of unknown format"
     ClockSkewUs "clock_skew_us" F64 "receive time less export time, last seen, µs"
     SamplingRate "sampling_rate" F64 "sampling rate last seen"
+    KernelDrops "kernel_drops" F64 "datagrams of it that the kernel dropped here, the socket's buffer being full: those of all exporters, shared out by `datagrams`"
+    RowsDropped "rows_dropped" F64 "rows of it that the collector gave up, the log not taking them: those of all exporters, shared out by `flows`"
     }
 }
 

@@ -28,7 +28,8 @@ struct Node {
 async fn engine(store: &Arc<Store>) -> Arc<Engine> {
     let catalog = Catalog::new(Arc::clone(store));
     let sql = SqlConfig { threads: 2, ..SqlConfig::default() };
-    let engine = Engine::new(sql, catalog.tables(), views(), None, Arc::default()).await.unwrap();
+    let engine =
+        Engine::new(sql, catalog.tables(), views(), Default::default(), None, Arc::default()).await.unwrap();
     catalog.register(engine.runtime_env());
     engine
 }

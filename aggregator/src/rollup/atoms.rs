@@ -17,6 +17,7 @@ use super::dimension::{Atom, Dimension};
 use super::flows::{ClassKey, Hosts, packed, small, unpacked};
 use super::intern::Interner;
 use super::{addresses, longs, shorts};
+use crate::countries::Ranges;
 
 /// The columns that say what a key is, after the window's.
 pub(super) fn keys() -> Vec<Field> {
@@ -40,6 +41,8 @@ pub(super) fn keys() -> Vec<Field> {
         field("peer_vrf", DataType::Int64),
         field("dscp", DataType::Int16),
         field("app", DataType::Utf8),
+        field("country", DataType::Utf8),
+        field("peer_country", DataType::Utf8),
     ]
 }
 
@@ -58,6 +61,7 @@ pub(super) enum Values {
     Dscps(Vec<i64>),
     Vrfs(Vec<i64>),
     Texts(Vec<Option<String>>),
+    Countries(Arc<Ranges>),
 }
 
 impl Values {
@@ -72,6 +76,7 @@ impl Values {
             Values::Interfaces(values) => values.len(),
             Values::Exporters(values) => values.len(),
             Values::Texts(values) => values.len(),
+            Values::Countries(ranges) => usize::from(ranges.numbers()),
         }
     }
 
@@ -100,8 +105,13 @@ impl Values {
                 (interface != NONE).then(|| bytes(&[&exporter[..], &interface.to_be_bytes()].concat()))
             }
             Values::Texts(values) => values[number].as_ref().map(|text| bytes(text.as_bytes())),
+            Values::Countries(ranges) => country(ranges, number).map(|code| bytes(code.as_bytes())),
         }
     }
+}
+
+fn country(ranges: &Ranges, number: usize) -> Option<&str> {
+    u16::try_from(number).ok().and_then(|number| ranges.code(number))
 }
 
 /// An attribute of each row, or of each class, as numbers.
@@ -124,6 +134,7 @@ pub(super) struct Attributes {
     vrf: [Option<i64>; 2],
     dscp: Option<i64>,
     app: Option<String>,
+    country: [Option<String>; 2],
 }
 
 impl Attributes {
@@ -149,6 +160,7 @@ impl Attributes {
             Values::Dscps(values) => self.dscp = Some(values[number]),
             Values::Vrfs(values) => self.vrf[at] = Some(values[number]),
             Values::Texts(values) => self.app.clone_from(&values[number]),
+            Values::Countries(ranges) => self.country[at] = country(ranges, number).map(str::to_owned),
         }
     }
 }
@@ -174,6 +186,8 @@ pub(super) fn attribute_columns(rows: &[Attributes]) -> Result<Vec<ArrayRef>, Ar
         longs(all().map(|row| none(row.vrf[1]))),
         shorts(all().map(|row| none(row.dscp))),
         Arc::new(StringArray::from_iter(all().map(|row| row.app.as_deref()))),
+        Arc::new(StringArray::from_iter(all().map(|row| row.country[0].as_deref()))),
+        Arc::new(StringArray::from_iter(all().map(|row| row.country[1].as_deref()))),
     ])
 }
 
@@ -330,6 +344,8 @@ impl<'a> Atoms<'a> {
             Atom::DstNet => self.networks(1)?,
             Atom::SrcPort => self.ports("src_port")?,
             Atom::DstPort => self.ports("dst_port")?,
+            Atom::SrcCountry => self.countries(0)?,
+            Atom::DstCountry => self.countries(1)?,
             Atom::VrfIn => self.vrfs("vrf_in")?,
             Atom::VrfOut => self.vrfs("vrf_out")?,
             _ => self.texts("app_name")?,
@@ -356,6 +372,16 @@ impl<'a> Atoms<'a> {
         let numbers = numbers[at].iter().map(|host| of_host[*host as usize]).collect();
         let values = Values::Networks(Rc::new(networks.values()), v4, v6);
         Ok(Numbered { numbers: Rc::new(numbers), values })
+    }
+
+    /// Looks each host up once.
+    fn countries(&mut self, at: usize) -> Result<Numbered, ArrowError> {
+        let numbers = [self.hosts_of(0)?, self.hosts_of(1)?];
+        let ranges = self.config.countries.current().unwrap_or_else(Ranges::none);
+        let number = |host: &Option<u128>| host.map_or(0, |host| u32::from(ranges.number(host)));
+        let of_host: Vec<u32> = self.hosts.values().iter().map(number).collect();
+        let numbers = numbers[at].iter().map(|host| of_host[*host as usize]).collect();
+        Ok(Numbered { numbers: Rc::new(numbers), values: Values::Countries(ranges) })
     }
 
     fn ports(&self, column: &str) -> Result<Numbered, ArrowError> {

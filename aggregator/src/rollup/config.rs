@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::dimension::{Counted, Dimension};
+use crate::countries::Countries;
 
 /// Which time a flow's bytes and packets belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -29,8 +30,8 @@ pub struct AggregateConfig {
     /// `start` or `received`. Rows that are stored already stay as they are.
     pub attribute: Attribute,
     /// What `top_talkers` ranks: `src_addr`, `dst_addr`, `conversation`, `src_net`, `dst_net`, `src_port`, `dst_port`,
-    /// `src_as`, `dst_as`, `exporter`, `in_if`, `out_if`, `protocol`, `dscp`, `vrf_in`, `vrf_out`, `app`, or two of
-    /// them, such as `src_addr+dscp`. Each costs time for every flow.
+    /// `src_as`, `dst_as`, `src_country`, `dst_country`, `exporter`, `in_if`, `out_if`, `protocol`, `dscp`, `vrf_in`,
+    /// `vrf_out`, `app`, or two of them, such as `src_addr+dscp`. Each costs time for every flow.
     pub dimensions: Vec<String>,
     /// How many keys a window and dimension keep of each commit; the others are one row.
     pub top_k: usize,
@@ -43,6 +44,9 @@ pub struct AggregateConfig {
     pub prefix_v4: u8,
     /// Prefix length of `src_net` and `dst_net`, IPv6.
     pub prefix_v6: u8,
+    /// A database in MaxMind's format (GeoLite2-Country, DB-IP, IPinfo) that says of which country an address is: for
+    /// `src_country`, `dst_country` and SQL's `country()`. It is read again when the file is another one.
+    pub countries: Countries,
     /// Your own names of classes, with the DSCPs that are of the class: `{ voice = [46, 44], bulk = [8, 10] }`. What is
     /// not named has the name of its DSCP.
     pub classes: BTreeMap<String, Vec<u8>>,
@@ -80,6 +84,7 @@ impl Default for AggregateConfig {
             distinct_top_k: 100,
             prefix_v4: 24,
             prefix_v6: 48,
+            countries: Countries::default(),
             classes: BTreeMap::new(),
         }
     }
@@ -104,6 +109,18 @@ impl AggregateConfig {
             if self.distinct[..at].contains(name) {
                 problems.push(format!("distinct: `{name}` is there twice"));
             }
+        }
+        let of_countries = self.ranked().iter().any(Dimension::is_of_countries)
+            || self
+                .counted()
+                .iter()
+                .any(|counted| counted.key.is_of_countries() || counted.value.is_country());
+        if of_countries && !self.countries.is_configured() {
+            problems
+                .push("countries: `src_country` and `dst_country` need a database of countries".to_owned());
+        }
+        if let Some(problem) = self.countries.problem() {
+            problems.push(format!("countries: {problem}"));
         }
         if self.distinct.len() > 16 {
             problems.push("distinct: at most 16".to_owned());
@@ -168,9 +185,13 @@ mod tests {
         wrong.distinct_top_k = 0;
         let distinct = ["dst_addr of src_addr", "dst_adr per src_addr", "src_addr per conversation"];
         wrong.distinct = distinct.map(str::to_owned).into();
+        wrong.dimensions.push("dst_country".to_owned());
+        wrong.countries = Countries::at("/nowhere/countries.mmdb");
         wrong.classes.insert("voice".into(), vec![46, 64]);
         wrong.classes.insert("video".into(), vec![46]);
-        assert_eq!(wrong.problems().len(), 13, "{:#?}", wrong.problems());
+        assert_eq!(wrong.problems().len(), 14, "{:#?}", wrong.problems());
+        let unread = AggregateConfig { dimensions: vec!["dst_country".into()], ..Default::default() };
+        assert!(unread.problems()[0].starts_with("countries:"), "{:?}", unread.problems());
         assert!(wrong.problems()[0].contains("`src_adr`") && wrong.problems()[0].contains("`src_addr`"));
         assert_eq!(
             (wrong.class(46), wrong.class(0), wrong.class(43)),

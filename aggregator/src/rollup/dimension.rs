@@ -23,10 +23,12 @@ pub(super) enum Atom {
     VrfIn,
     VrfOut,
     App,
+    SrcCountry,
+    DstCountry,
 }
 
 impl Atom {
-    const ALL: [(Atom, &'static str); 16] = [
+    const ALL: [(Atom, &'static str); 18] = [
         (Atom::SrcAddr, "src_addr"),
         (Atom::DstAddr, "dst_addr"),
         (Atom::SrcNet, "src_net"),
@@ -43,12 +45,19 @@ impl Atom {
         (Atom::VrfIn, "vrf_in"),
         (Atom::VrfOut, "vrf_out"),
         (Atom::App, "app"),
+        (Atom::SrcCountry, "src_country"),
+        (Atom::DstCountry, "dst_country"),
     ];
 
     /// True where `flows_1m` has it: then it is ranked from those sums, and costs nothing a flow.
     pub(super) fn is_of_class(self) -> bool {
         use Atom::*;
         matches!(self, SrcAs | DstAs | Exporter | InIf | OutIf | Protocol | Dscp)
+    }
+
+    /// True where a database of countries is needed.
+    pub(super) fn is_country(self) -> bool {
+        matches!(self, Atom::SrcCountry | Atom::DstCountry)
     }
 }
 
@@ -63,6 +72,10 @@ pub(super) struct Dimension {
 impl Dimension {
     pub(super) fn is_of_class(&self) -> bool {
         self.first.is_of_class() && self.second.is_none_or(Atom::is_of_class)
+    }
+
+    pub(super) fn is_of_countries(&self) -> bool {
+        self.first.is_country() || self.second.is_some_and(Atom::is_country)
     }
 }
 

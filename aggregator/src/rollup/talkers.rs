@@ -33,9 +33,6 @@ struct Ranked {
     dimension: Dimension,
     keys: Keys,
     of_class: bool,
-    /// By key, of the window at hand: its size, and its place among those that are kept.
-    sizes: Vec<f64>,
-    places: Vec<u32>,
     rows: Vec<Row>,
     sums: Vec<Sums>,
 }
@@ -52,64 +49,42 @@ impl Ranked {
     fn new(dimension: Dimension, atoms: &mut Atoms<'_>) -> Result<Ranked, ArrowError> {
         let of_class = dimension.is_of_class();
         let keys = Keys::new(&dimension, atoms, of_class)?;
-        let count = keys.count;
-        Ok(Ranked {
-            dimension,
-            keys,
-            of_class,
-            sizes: vec![0.0; count],
-            places: vec![0; count],
-            rows: Vec::new(),
-            sums: Vec::new(),
-        })
+        Ok(Ranked { dimension, keys, of_class, rows: Vec::new(), sums: Vec::new() })
     }
 
-    /// Ranks a window: `items` are places in `keys`, each with what it adds.
-    fn window<'a>(&mut self, window: i64, keep: usize, items: impl Iterator<Item = (u32, &'a Sums)> + Clone) {
-        /// A key that has come up and is not kept.
-        const SEEN: u32 = u32::MAX;
-        let mut found: Vec<u32> = Vec::new();
-        for (item, sums) in items.clone() {
-            let key = self.keys.numbers[item as usize];
-            self.sizes[key as usize] += sums.est_bytes;
-            let place = &mut self.places[key as usize];
-            if *place == 0 {
-                *place = SEEN;
-                found.push(key);
-            }
-        }
-        let mut bound = 0.0;
-        let mut kept = &found[..];
-        if found.len() > keep {
-            let size = |key: &u32| self.sizes[*key as usize];
-            // of equally large ones the one that came first is kept
-            let order = |left: &u32, right: &u32| size(right).total_cmp(&size(left)).then(left.cmp(right));
-            let (_, largest_cut, _) = found.select_nth_unstable_by(keep, order);
-            bound = size(largest_cut);
-            kept = &found[..keep];
-        }
-        let base = self.sums.len();
-        for (place, key) in (1..).zip(kept) {
-            self.places[*key as usize] = place;
-            self.rows.push(Row { window, key: Some(*key), bound });
-        }
-        self.sums.resize(base + kept.len(), Sums::default());
-        let (kept, mut rest) = (&mut self.sums[base..], Sums::default());
+    /// Ranks a window: `items` are places in `keys`, each with what it adds. `cells` are empty, before and after.
+    fn window<'a>(
+        &mut self,
+        window: i64,
+        keep: usize,
+        items: impl Iterator<Item = (u32, &'a Sums)>,
+        cells: &mut Cells,
+    ) {
         for (item, sums) in items {
-            let key = self.keys.numbers[item as usize];
-            match self.places[key as usize] {
-                SEEN => rest.add(sums),
-                place => kept[place as usize - 1].add(sums),
-            }
+            cells.add(self.keys.numbers[item as usize], sums);
         }
+        let Cells { numbers, sums, .. } = &*cells;
+        let mut found: Vec<(f64, usize)> = sums.iter().map(|sums| sums.est_bytes).zip(0..).collect();
+        let mut bound = 0.0;
         if found.len() > keep {
+            // of equally large ones the one that came first is kept
+            let order =
+                |(left, l): &(f64, usize), (right, r): &(f64, usize)| right.total_cmp(left).then(l.cmp(r));
+            let (_, (largest_cut, _), _) = found.select_nth_unstable_by(keep, order);
+            bound = *largest_cut;
+        }
+        let (kept, cut) = found.split_at(keep.min(found.len()));
+        for (_, place) in kept {
+            self.rows.push(Row { window, key: Some(numbers[*place]), bound });
+            self.sums.push(sums[*place]);
+        }
+        if !cut.is_empty() {
+            let mut rest = Sums::default();
+            cut.iter().for_each(|(_, place)| rest.add(&sums[*place]));
             self.rows.push(Row { window, key: None, bound });
             self.sums.push(rest);
         }
-        for key in found {
-            self.sizes[key as usize] = 0.0;
-            self.places[key as usize] = 0;
-        }
+        cells.clear();
     }
 }
 
@@ -128,6 +103,8 @@ fn keep(top_k: usize, rows: usize) -> usize {
 /// All dimensions.
 pub(super) struct Talkers {
     ranked: Vec<Ranked>,
+    /// Of the dimension and window at hand, by key.
+    cells: Cells,
     top_k: usize,
     counted: Vec<Distinct>,
 }
@@ -142,11 +119,12 @@ impl Talkers {
         let mut atoms = Atoms::new(flows, config, classes, class_of_row);
         let dimensions = config.ranked().into_iter();
         let ranked = dimensions.map(|dimension| Ranked::new(dimension, &mut atoms));
-        let ranked = ranked.collect::<Result<_, _>>()?;
+        let ranked: Vec<Ranked> = ranked.collect::<Result<_, _>>()?;
+        let cells = Cells::new(ranked.iter().map(|ranked| ranked.keys.count).max().unwrap_or(0));
         // after them: what pairs they have numbered is used again
         let counted = config.counted().into_iter();
         let counted = counted.map(|counted| Distinct::new(counted, config.distinct_top_k, &mut atoms));
-        Ok(Talkers { ranked, top_k: config.top_k, counted: counted.collect::<Result<_, _>>()? })
+        Ok(Talkers { ranked, cells, top_k: config.top_k, counted: counted.collect::<Result<_, _>>()? })
     }
 
     /// Takes a window: the shares of rows with what they add, and the same by class. The newest comes first.
@@ -154,9 +132,11 @@ impl Talkers {
         for ranked in &mut self.ranked {
             let keep = keep(self.top_k, ranked.rows.len());
             if ranked.of_class {
-                ranked.window(window, keep, classes.numbers.iter().copied().zip(&classes.sums));
+                let items = classes.numbers.iter().copied().zip(&classes.sums);
+                ranked.window(window, keep, items, &mut self.cells);
             } else {
-                ranked.window(window, keep, shares.iter().map(|share| share.row).zip(added));
+                let items = shares.iter().map(|share| share.row).zip(added);
+                ranked.window(window, keep, items, &mut self.cells);
             }
         }
         for counted in &mut self.counted {

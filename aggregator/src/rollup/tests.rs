@@ -9,6 +9,7 @@ use arrow::array::{
 use arrow::datatypes::{Float64Type, Int16Type, Int32Type, Int64Type, TimestampMicrosecondType};
 
 use super::*;
+use crate::countries::{self, Countries};
 
 pub(super) const NOON: i64 = 1_795_392_000_000_000 + 43_200_000_000;
 const HOUR: i64 = 3_600_000_000;
@@ -317,7 +318,7 @@ fn truth(rollup: Rollup, flows: &[Flow], attribute: Attribute) -> Table {
                 Kind::Distinct => {}
                 Kind::Talkers => {
                     for (dimension, fields) in talker(flow, dscp) {
-                        let mut keys = vec!["-".to_owned(); 17];
+                        let mut keys = vec!["-".to_owned(); 19];
                         keys[0] = dimension.to_owned();
                         keys[1] = "false".to_owned();
                         fields.into_iter().for_each(|(at, value)| keys[at] = value);
@@ -330,7 +331,7 @@ fn truth(rollup: Rollup, flows: &[Flow], attribute: Attribute) -> Table {
     table
 }
 
-const DIMENSIONS: [&str; 8] = [
+const DIMENSIONS: [&str; 9] = [
     "src_addr",
     "conversation",
     "dst_net",
@@ -339,6 +340,7 @@ const DIMENSIONS: [&str; 8] = [
     "in_if",
     "dst_addr+dscp",
     "in_if+out_if",
+    "src_country+dst_country",
 ];
 
 /// The key of a flow in each of [`DIMENSIONS`]: places among the key's columns and their values.
@@ -348,6 +350,13 @@ fn talker(flow: &Flow, dscp: Option<i64>) -> Vec<(&'static str, Vec<(usize, Stri
         (host & if v4 { u128::MAX << 8 } else { u128::MAX << 80 }, if v4 { 24 } else { 48 })
     };
     let net = flow.dst.map(network);
+    // of src/testdata/countries.mmdb
+    let country = |host: Option<u128>| match host {
+        Some(host) if host >> 96 == 0x2001_0db8 => "JP".to_owned(),
+        Some(host) if host >> 7 == 0xffff_0a00_0080 >> 7 => "AT".to_owned(),
+        Some(host) if host >> 24 == 0xffff_0a => "DE".to_owned(),
+        _ => "-".to_owned(),
+    };
     let exporter = (10, addr(flow.exporter));
     vec![
         ("src_addr", vec![(2, addr(flow.src))]),
@@ -358,11 +367,15 @@ fn talker(flow: &Flow, dscp: Option<i64>) -> Vec<(&'static str, Vec<(usize, Stri
         ("in_if", vec![exporter.clone(), (11, text(flow.in_if))]),
         ("dst_addr+dscp", vec![(2, addr(flow.dst)), (15, text(dscp))]),
         ("in_if+out_if", vec![exporter, (11, text(flow.in_if)), (12, text(flow.out_if))]),
+        ("src_country+dst_country", vec![(17, country(flow.src)), (18, country(flow.dst))]),
     ]
 }
 
 pub(super) fn config() -> AggregateConfig {
+    let countries = Countries::at(countries::tests::FILE);
+    countries.load().unwrap();
     AggregateConfig {
+        countries,
         dimensions: DIMENSIONS.map(str::to_owned).to_vec(),
         // they do not add up: distinct_tests
         distinct: Vec::new(),

@@ -45,6 +45,7 @@ use super::run::{Driver, Rows};
 use super::schema::{CATALOG, PgCatalog, Public, SCHEMA};
 use super::settings::Settings;
 use crate::cluster::{Cluster, ClusterConfig, ClusterMetrics, Home};
+use crate::countries::Countries;
 
 /// Stack of a query thread: mapped, not used, until a plan needs it.
 const STACK_BYTES: usize = 64 << 20;
@@ -165,11 +166,12 @@ impl Drop for Engine {
 }
 
 impl Engine {
-    /// An engine over `tables`, with `views` planned in order. Spills go to `spill`, which is emptied.
+    /// An engine over `tables`, with `views` planned in order; `countries` is what `country()` asks. Spills go to `spill`, which is emptied.
     pub async fn new(
         config: SqlConfig,
         tables: Vec<(String, Arc<dyn TableProvider>)>,
         views: &[(&str, &str)],
+        countries: Countries,
         spill: Option<&Path>,
         metrics: Arc<SqlMetrics>,
     ) -> Result<Arc<Engine>, EngineError> {
@@ -186,7 +188,7 @@ impl Engine {
             .map_err(EngineError::Threads)?;
         let environment = environment(&config, spill)?;
         let public = Arc::new(Public::default());
-        let base = session_state(threads, environment, &public)?;
+        let base = session_state(threads, environment, &countries, &public)?;
         for (name, table) in tables {
             public.add(&name, table);
         }
@@ -382,6 +384,7 @@ fn environment(config: &SqlConfig, spill: Option<&Path>) -> Result<Arc<RuntimeEn
 fn session_state(
     threads: usize,
     environment: Arc<RuntimeEnv>,
+    countries: &Countries,
     public: &Arc<Public>,
 ) -> Result<SessionState, DataFusionError> {
     let mut config = SessionConfig::new()
@@ -407,7 +410,7 @@ fn session_state(
     scalars.retain(|function| function.name() != "now");
     functions::bound_scalars(scalars);
     scalars.push(Arc::new(ScalarUDF::new_from_impl(functions::Now::default())));
-    scalars.extend(functions::all());
+    scalars.extend(functions::all(countries));
     builder.aggregate_functions().get_or_insert_default().extend(functions::aggregates());
     let planners = builder.expr_planners().get_or_insert_default();
     planners.insert(0, Arc::new(AddressPlanner));

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use weir_schemas::{Address, Table};
 
 use super::*;
+use crate::countries::Countries;
 use crate::serve::values::readable;
 
 /// 2026-11-23 09:00:00 UTC.
@@ -81,7 +82,7 @@ pub(crate) async fn engine_with(config: SqlConfig) -> Arc<Engine> {
         "flows",
         "SELECT *, CAST(tos >> 2 AS SMALLINT) AS dscp, CAST(bytes AS DOUBLE) AS est_bytes FROM flows_raw",
     )];
-    Engine::new(config, tables, &views, None, Arc::default()).await.unwrap()
+    Engine::new(config, tables, &views, Countries::default(), None, Arc::default()).await.unwrap()
 }
 
 pub(crate) async fn engine() -> Arc<Engine> {

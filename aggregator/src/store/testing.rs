@@ -331,7 +331,7 @@ pub(crate) async fn session_with(store: &Arc<Store>, config: SessionConfig) -> S
     for function in crate::sql::functions::aggregates() {
         context.register_udaf(AggregateUDF::clone(&function));
     }
-    for function in crate::sql::functions::all() {
+    for function in crate::sql::functions::all(&Default::default()) {
         context.register_udf(ScalarUDF::clone(&function));
     }
     for (name, table) in catalog.tables() {

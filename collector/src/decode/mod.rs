@@ -47,6 +47,7 @@ pub use shared::{RestoreError, SharedState};
 use self::clock::Clock;
 use self::netflow::{Environment, Netflow};
 use self::stats::Events;
+pub use self::stats::Losses;
 use crate::columns::Builder;
 
 /// Where and when a datagram came in.
@@ -151,6 +152,7 @@ pub struct Decoder {
     netflow: Netflow,
     sflow: sflow::Scratch,
     events: Events,
+    losses: Losses,
     clock: Clock,
     swept_us: i64,
     reported_us: i64,
@@ -171,6 +173,7 @@ impl Decoder {
             netflow: Netflow::default(),
             sflow: sflow::Scratch::default(),
             events: Events::default(),
+            losses: Losses::default(),
             clock: Clock::default(),
             swept_us: i64::MIN,
             reported_us: i64::MIN,
@@ -299,10 +302,22 @@ impl Decoder {
         }
     }
 
+    /// What no row of `exporter_stats` has told yet.
+    pub fn losses(&self) -> Losses {
+        self.losses
+    }
+
+    /// The collector has lost so much more: the next rows of `exporter_stats` tell it.
+    pub fn note_losses(&mut self, more: Losses) {
+        self.losses.kernel_drops += more.kernel_drops;
+        self.losses.rows_dropped += more.rows_dropped;
+    }
+
     /// Writes the rows of `exporter_stats` and `exporter_events` that are not yet written: before the end, too.
     pub fn report(&mut self, now_us: i64, out: &mut Batches) {
+        let lost = self.losses.share_out(self.exporters.iter());
         for state in self.exporters.iter_mut() {
-            stats::write(state, now_us, &mut out.exporter_stats);
+            stats::write(state, now_us, lost, &mut out.exporter_stats);
         }
         self.events.write(&mut out.exporter_events);
     }
@@ -360,7 +375,7 @@ impl Decoder {
         state.counters.sets_expired += waiting as u64;
         // of a single datagram from an invented source nobody needs a row
         if state.established || state.counters.datagrams > 1 {
-            stats::write(&mut state, now_us, &mut out.exporter_stats);
+            stats::write(&mut state, now_us, Losses::default(), &mut out.exporter_stats);
         }
         if let Some(lookup) = state.netflow.and_then(|netflow| netflow.lookup) {
             self.shared.release(lookup.key, lookup.domain);

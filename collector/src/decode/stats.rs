@@ -136,8 +136,34 @@ const RECOVERED: [Count; 2] = [
     (StatsColumn::SamplesRecovered, |c| &mut c.samples_lost),
 ];
 
-/// Writes what was counted since the last row of this exporter; nothing where nothing was.
-pub(crate) fn write(state: &mut ExporterState, now_us: i64, out: &mut Builder) {
+/// What the collector lost of all exporters together, until rows have told it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Losses {
+    /// Datagrams that the kernel dropped at the sockets.
+    pub kernel_drops: f64,
+    /// Rows that came to nothing between the decoder and the log.
+    pub rows_dropped: f64,
+}
+
+impl Losses {
+    /// Takes what a datagram and a flow have of it, where `exporters` have new ones; what nobody had a part of stays.
+    pub(crate) fn share_out<'a>(&mut self, exporters: impl Iterator<Item = &'a ExporterState>) -> Losses {
+        let (mut datagrams, mut flows) = (0, 0);
+        for state in exporters {
+            datagrams += state.counters.datagrams.saturating_sub(state.reported.datagrams);
+            flows += state.counters.flows.saturating_sub(state.reported.flows);
+        }
+        let part = |lost: &mut f64, of: u64| if of > 0 { std::mem::take(lost) / of as f64 } else { 0.0 };
+        Losses {
+            kernel_drops: part(&mut self.kernel_drops, datagrams),
+            rows_dropped: part(&mut self.rows_dropped, flows),
+        }
+    }
+}
+
+/// Writes what was counted since the last row of this exporter; nothing where nothing was. `lost` is what each datagram
+/// and each flow has of the collector's losses.
+pub(crate) fn write(state: &mut ExporterState, now_us: i64, lost: Losses, out: &mut Builder) {
     if state.counters == state.reported {
         return;
     }
@@ -147,6 +173,11 @@ pub(crate) fn write(state: &mut ExporterState, now_us: i64, out: &mut Builder) {
     out.u32s(StatsColumn::ObservationDomain.index()).push(state.key.domain);
     out.labels(StatsColumn::ProtoVer.index()).push(state.key.protocol.label());
     let mut counters = state.counters;
+    let since = |now: u64, reported: u64| now.saturating_sub(reported) as f64;
+    let datagrams = since(counters.datagrams, state.reported.datagrams);
+    let flows = since(counters.flows, state.reported.flows);
+    out.f64s(StatsColumn::KernelDrops.index()).push(datagrams * lost.kernel_drops);
+    out.f64s(StatsColumn::RowsDropped.index()).push(flows * lost.rows_dropped);
     // what was reported as lost and came late is told apart: the sums of both are exact
     for (column, count) in RECOVERED {
         let (now, reported) = (*count(&mut counters), count(&mut state.reported));

@@ -15,7 +15,8 @@
 //!   40   8         1 more than the datagram that is being decoded again; 0: none
 //!   48   8         what stood there when the last process began
 //!   56   8         processes that died with that standing there
-//!   64             datagrams: a head and the payload, padded to 8 bytes, each in one piece
+//!   64   8         datagrams that the kernel dropped at the shard's sockets, as far as rows have told it
+//!   72             datagrams: a head and the payload, padded to 8 bytes, each in one piece
 //! ```
 //!
 //! Positions count from the beginning of the journal's life; where a datagram lies is its position modulo the room.
@@ -30,8 +31,8 @@ use weir_schemas::envelope::Covered;
 use super::socket::{Datagram, MAX_DATAGRAM, Memory, RING_SLOTS};
 use crate::decode::DatagramMeta;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"weirjnl1");
-const HEADER: usize = 64;
+const MAGIC: u64 = u64::from_le_bytes(*b"weirjnl2");
+const HEADER: usize = 72;
 const AT_ID: usize = 8;
 const AT_LOW: usize = 16;
 const AT_START: usize = 24;
@@ -39,6 +40,7 @@ const AT_END: usize = 32;
 const AT_AGAIN: usize = 40;
 const AT_SUSPECT: usize = 48;
 const AT_DEATHS: usize = 56;
+const AT_DROPS: usize = 64;
 /// Processes that die while they decode the same datagram again, before it is left out.
 const MAX_DEATHS: u64 = 3;
 /// length and ports, number, receive time, sender.
@@ -80,6 +82,7 @@ impl Journal {
         let mut journal = Journal { memory, shard, start: 0, end: 0, next: 0 };
         if !journal.take_up() {
             journal.restart();
+            journal.store(AT_DROPS, 0);
         }
         journal
     }
@@ -154,6 +157,17 @@ impl Journal {
     pub fn set_low(&mut self, low: u64) {
         if low > self.low() {
             self.store(AT_LOW, low);
+        }
+    }
+
+    /// The kernel's drops that rows have told, of the sockets that live as long as this memory.
+    pub(crate) fn told_drops(&self) -> u64 {
+        word(self.memory.bytes(), AT_DROPS).unwrap_or(0)
+    }
+
+    pub(crate) fn set_told_drops(&mut self, drops: u64) {
+        if drops != self.told_drops() {
+            self.store(AT_DROPS, drops);
         }
     }
 

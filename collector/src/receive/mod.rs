@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use weir_schemas::Table;
 
 use crate::batch::{Batcher, Closed, SizeRatios};
-use crate::decode::{DatagramMeta, Decoder, RejectReason};
+use crate::decode::{DatagramMeta, Decoder, Losses, RejectReason};
 use crate::metrics::{ExporterFeed, ShardStats};
 use crate::writer::Queue;
 use journal::{InLog, Journal};
@@ -69,6 +69,11 @@ pub(crate) fn now_us() -> i64 {
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
+/// Datagrams that the kernel has dropped at the sockets since they were made. One that does not tell has dropped none.
+fn kernel_drops(sockets: &[Arc<Socket>]) -> u64 {
+    sockets.iter().filter_map(|socket| socket.drops().ok()).map(|(drops, _)| drops).sum()
+}
+
 /// What a shard needs.
 #[derive(Debug)]
 pub struct ShardParts {
@@ -110,6 +115,19 @@ struct Work {
     parts: ShardParts,
     counts: ShardCounts,
     feed: ExporterFeed,
+    told: Told,
+}
+
+/// The losses that the decoder has been told of.
+#[derive(Debug, Default)]
+struct Told {
+    /// Of the shard's sockets, since they were made.
+    kernel_drops: u64,
+    /// Of all shards together.
+    dropped_rows: u64,
+    closed_rows: u64,
+    /// Of this shard.
+    own_rows: u64,
 }
 
 /// What a shard counts by itself, beside its decoder.
@@ -140,7 +158,11 @@ impl Shard {
     pub fn new(ring: Ring, parts: ShardParts) -> Shard {
         let counts = ShardCounts { received: vec![(0, 0); parts.sockets.len()], ..ShardCounts::default() };
         let feed = ExporterFeed::new(Arc::clone(parts.stats.exporters()));
-        Shard { ring, ready: Vec::new(), work: Work { parts, counts, feed } }
+        // sockets may be older than this process: a predecessor has told its part
+        let drops = kernel_drops(&parts.sockets);
+        let told = parts.journal.as_ref().map_or(drops, |kept| kept.journal.told_drops());
+        let told = Told { kernel_drops: if told > drops { 0 } else { told }, ..Told::default() };
+        Shard { ring, ready: Vec::new(), work: Work { parts, counts, feed, told } }
     }
 
     /// Decodes what a collector that died has left in the journal, then receives until told to stop, drains the sockets
@@ -325,7 +347,26 @@ impl Work {
         !queue.has_room() && (!stopping || journal.is_some()) && sockets.iter().all(is_half_empty)
     }
 
+    /// Tells the decoder what was lost since it was told last.
+    fn tell_losses(&mut self) {
+        let Work { parts, counts, told, .. } = self;
+        let drops = kernel_drops(&parts.sockets).max(told.kernel_drops);
+        let kernel_drops = (drops - told.kernel_drops) as f64;
+        told.kernel_drops = drops;
+        let writer = parts.queue.counters();
+        let (closed, own) = (writer.closed_rows, counts.closed_rows.iter().sum());
+        let mut rows_dropped = 0.0;
+        if closed > told.closed_rows {
+            let dropped = writer.dropped_rows.iter().sum();
+            let part = (own - told.own_rows) as f64 / (closed - told.closed_rows) as f64;
+            rows_dropped = (dropped - told.dropped_rows) as f64 * part;
+            (told.dropped_rows, told.closed_rows, told.own_rows) = (dropped, closed, own);
+        }
+        parts.decoder.note_losses(Losses { kernel_drops, rows_dropped });
+    }
+
     fn tick(&mut self) {
+        self.tell_losses();
         let ShardParts { decoder, batcher, .. } = &mut self.parts;
         let rows = |batcher: &mut Batcher| batcher.batches().all_mut().map(|builder| builder.rows() as u64);
         let before = rows(batcher);
@@ -342,6 +383,10 @@ impl Work {
             *total += after - before;
         }
         self.feed.update(decoder.exporters());
+        let has_told = decoder.losses().kernel_drops == 0.0;
+        if let Some(kept) = self.parts.journal.as_mut().filter(|_| has_told) {
+            kept.journal.set_told_drops(self.told.kernel_drops);
+        }
         // Where nothing is open and the log has all that was closed, it has everything.
         if let (Some(kept), Some(low)) = (&mut self.parts.journal, self.parts.batcher.idle_low())
             && kept.low.load(Ordering::Acquire) == low

@@ -110,6 +110,8 @@ const DERIVED: &[(&str, &str)] = &[
     ("vrf", "the VRF ranked"),
     ("peer_vrf", "of two VRFs the second"),
     ("app", "the application ranked"),
+    ("country", "the country ranked, two letters"),
+    ("peer_country", "of two countries the second"),
     ("share", "part of the whole: of the dimension in the window, of the interface and direction"),
     ("rank", "place by `est_bytes` (`distinct_…`: by `distinct_count`), 1 is the largest"),
     (
@@ -216,6 +218,11 @@ const DERIVED: &[(&str, &str)] = &[
         "loss_ratio",
         "part that was lost: of what exporters say they sent (`exporters`, `trust_…`), of the packets measured (`qos_…`)",
     ),
+    (
+        "kernel_drop_ratio",
+        "part of its datagrams that the kernel dropped here (estimated, see `exporter_stats`); in `loss_ratio`, too, where the exporter counts",
+    ),
+    ("row_drop_ratio", "part of its flows that the collector gave up, the log not taking them (estimated)"),
 ];
 
 /// Tables and columns = those in docs/tables.md, with SQL type and meaning; tables of the same columns together.

@@ -11,6 +11,7 @@ mod configuration;
 mod cookbook;
 mod corpus;
 mod counters;
+mod countries;
 mod demo;
 mod deploy;
 mod differential;

@@ -49,6 +49,16 @@ fn kernel_drops_are_sent_less_received_two_seconds_after_the_last_datagram() {
     }
     // What was received is stored, no more and no less.
     weir.until_numbers("select count(*) from flows", &[(sent - dropped) * 30]);
+    // The drops are in SQL, too; a collector that is started anew on the same sockets does not tell them again.
+    let told = "select sum(datagrams), cast(round(sum(kernel_drops)) as bigint) from exporter_stats";
+    weir.until_numbers(told, &[sent - dropped, dropped]);
+    let killed = weir.kill_role("collect");
+    weir.wait_for_role("collect", Some(killed));
+    sender.send_to(&datagram(sent as u32 * 30, &flows), weir.addresses.udp[0]).unwrap();
+    weir.until_numbers(told, &[sent - dropped + 1, dropped]);
+    let ratio = weir.sql("select max(kernel_drop_ratio) from trust_1h");
+    let ratio: f64 = ratio[0][0].parse().unwrap();
+    assert!(ratio > 0.0 && ratio < 1.0, "{ratio}");
     assert!(weir.stop().success());
 }
 

@@ -202,10 +202,10 @@ pub(crate) fn address_text(array: &ArrayRef) -> Result<StringArray> {
 }
 
 /// IP addresses, from an address column or from text.
-struct Ips(Values<FixedSizeBinaryArray>);
+pub(super) struct Ips(Values<FixedSizeBinaryArray>);
 
 impl Ips {
-    fn of(arg: &ColumnarValue) -> Result<Ips> {
+    pub(super) fn of(arg: &ColumnarValue) -> Result<Ips> {
         let rows = match arg {
             ColumnarValue::Array(array) => array.len(),
             ColumnarValue::Scalar(_) => 1,
@@ -216,7 +216,7 @@ impl Ips {
         }))
     }
 
-    fn get(&self, row: usize) -> Option<Address> {
+    pub(super) fn get(&self, row: usize) -> Option<Address> {
         let (array, row) = self.0.at(row);
         array.is_valid(row).then(|| array.value(row).try_into().ok().map(Address)).flatten()
     }

@@ -5,6 +5,7 @@
 
 pub(crate) mod address;
 mod bounds;
+mod country;
 mod distinct;
 mod media;
 mod names;
@@ -26,6 +27,7 @@ use datafusion::logical_expr::{
 
 use super::address::Family;
 use super::error::{ErrorKind, QueryError};
+use crate::countries::Countries;
 
 pub(crate) use bounds::{bound_scalars, bound_series};
 pub(crate) use percentile::PercentilePlanner;
@@ -234,8 +236,9 @@ pub(crate) fn specs() -> impl Iterator<Item = &'static Spec> {
 }
 
 /// What a session registers.
-pub(crate) fn all() -> Vec<Arc<ScalarUDF>> {
-    specs().map(|spec| Arc::new(udf(spec))).collect()
+pub(crate) fn all(countries: &Countries) -> Vec<Arc<ScalarUDF>> {
+    let country = Arc::new(country::country(countries.clone()));
+    specs().map(|spec| Arc::new(udf(spec))).chain([country]).collect()
 }
 
 /// Every aggregate of ours.
@@ -253,7 +256,7 @@ pub(crate) fn of_catalog() -> Vec<ScalarUDF> {
 pub fn reference() -> Vec<(&'static str, &'static str)> {
     let mut reference: Vec<_> = specs().map(|spec| (spec.name, spec.doc)).collect();
     reference.push(("p95", percentile::P95_DOC));
-    for doc in trend::DOCS.into_iter().chain(distinct::DOCS) {
+    for doc in trend::DOCS.into_iter().chain(distinct::DOCS).chain([country::DOC]) {
         reference.push((doc.split('(').next().unwrap_or_default(), doc));
     }
     reference.sort_unstable();

@@ -14,6 +14,8 @@ use super::rows::{Groups, Layout};
 
 /// Parts by the upper eight bits of the hash.
 pub(super) const PARTS: usize = 256;
+/// Groups that the first table has room for at first: the fewer it needs, the nearer to the processor it lies.
+const FIRST_GROUPS: usize = 2_048;
 /// Words of a piece of a part.
 const CHUNK_WORDS: usize = 4_096;
 
@@ -74,7 +76,7 @@ impl Builder {
     ) -> Result<Builder> {
         reservation.try_grow(Groups::bytes(sizes.groups, layout.words))?;
         Ok(Builder {
-            table: Groups::with_capacity(sizes.groups),
+            table: Groups::with_capacity(FIRST_GROUPS.min(sizes.groups)),
             layout,
             sizes,
             taken: 0,
@@ -92,9 +94,9 @@ impl Builder {
     pub(super) fn add(&mut self, keys: &[ArrayRef], values: &[Option<ArrayRef>], count: usize) -> Result<()> {
         let layout = Arc::clone(&self.layout);
         layout.pack(keys, count, &mut self.packed)?;
-        self.places.clear();
         if self.bypass > 0 {
             self.bypass = self.bypass.saturating_sub(count);
+            self.places.clear();
             self.places.extend(0..u32::try_from(count).unwrap_or(u32::MAX));
             for (at, values) in values.iter().enumerate() {
                 layout.accumulate(at, &mut self.packed, &self.places, values.as_ref())?;
@@ -107,9 +109,7 @@ impl Builder {
         if self.table.len() + count > self.sizes.groups {
             self.flush()?;
         }
-        for row in self.packed.chunks_exact(layout.words) {
-            self.places.push(self.table.place(&layout, row).0 as u32);
-        }
+        self.table.place_all(&layout, &self.packed, &mut self.places);
         self.taken += count;
         for (at, values) in values.iter().enumerate() {
             layout.accumulate(at, &mut self.table.rows, &self.places, values.as_ref())?;

@@ -52,8 +52,10 @@ use parking_lot::Mutex;
 use build::{Builder, Built, PARTS, Sizes};
 use rows::{Groups, Layout, Op};
 
-/// Rows of a batch that goes out, and that the first table takes at once.
+/// Rows of a batch that goes out.
 const BATCH_ROWS: usize = 8_192;
+/// Rows that are grouped at once: they, and the groups they are of, stay in the cache from one column to the next.
+const CHUNK_ROWS: usize = 1_024;
 
 /// The rule that puts the operator into a plan.
 #[derive(Debug, Default)]
@@ -320,7 +322,7 @@ async fn group(work: &Work, mut input: SendableRecordBatchStream, mut builder: B
     while let Some(batch) = input.next().await.transpose()? {
         let mut from = 0;
         while from < batch.num_rows() {
-            let count = (batch.num_rows() - from).min(BATCH_ROWS.min(work.sizes.groups));
+            let count = (batch.num_rows() - from).min(CHUNK_ROWS.min(work.sizes.groups));
             let part = batch.slice(from, count);
             let evaluate = |expr: &Arc<dyn PhysicalExpr>| -> Result<ArrayRef> {
                 expr.evaluate(&part)?.into_array(count)
@@ -391,7 +393,7 @@ impl Merger {
         let mut groups = Groups::with_capacity(rows);
         groups.rows.reserve(rows * layout.words / 2);
         for chunk in chunks {
-            chunk.chunks_exact(layout.words).for_each(|row| groups.merge(layout, row));
+            groups.merge_all(layout, &chunk);
         }
         if self.ready.is_empty() {
             self.ready = groups.rows;

@@ -143,7 +143,7 @@ impl Layout {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn hash(&self, key: &[u64]) -> u64 {
         let fold = |word: u64| {
             let product = u128::from(word) * u128::from(self.seeds.1);
@@ -270,16 +270,18 @@ impl Field {
                 let Some(column) = column.as_fixed_size_binary_opt() else {
                     return internal_err!("a key of type {}", column.data_type());
                 };
-                for row in (0..column.len()).filter(|row| valid(*row)) {
-                    let start = row * words + self.word;
-                    let value = column.value(row);
-                    if *size == 16 {
-                        let (low, high) = value.split_at(8);
-                        rows[start] = u64::from_be_bytes(low.try_into().unwrap_or_default());
-                        rows[start + 1] = u64::from_be_bytes(high.try_into().unwrap_or_default());
-                    } else {
-                        let value = value.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
-                        rows[start] |= value << self.shift;
+                if *size == 16 {
+                    let values = column.value_data().as_chunks::<16>().0;
+                    for (row, value) in values.iter().enumerate().filter(|(row, _)| valid(*row)) {
+                        let (start, value) = (row * words + self.word, u128::from_be_bytes(*value));
+                        rows[start] = (value >> 64) as u64;
+                        rows[start + 1] = value as u64;
+                    }
+                } else {
+                    for row in (0..column.len()).filter(|row| valid(*row)) {
+                        let bytes = column.value(row).iter();
+                        let value = bytes.fold(0, |word, byte| word << 8 | u64::from(*byte));
+                        rows[row * words + self.word] |= value << self.shift;
                     }
                 }
             }
@@ -371,12 +373,16 @@ pub(super) struct Groups {
     slots: Vec<u64>,
     pub(super) rows: Vec<u64>,
     len: usize,
+    hashes: Vec<u64>,
 }
 
+/// The half of a slot that is of the hash.
+const TAG: u64 = !0xffff_ffff;
+
 impl Groups {
-    /// Room for `capacity` groups, which the caller keeps to.
+    /// Room for `capacity` groups; it grows beyond.
     pub(super) fn with_capacity(capacity: usize) -> Groups {
-        Groups { slots: vec![0; Groups::slots_for(capacity)], rows: Vec::new(), len: 0 }
+        Groups { slots: vec![0; Groups::slots_for(capacity)], rows: Vec::new(), len: 0, hashes: Vec::new() }
     }
 
     fn slots_for(capacity: usize) -> usize {
@@ -400,10 +406,8 @@ impl Groups {
 
     /// The number of the row with the key of `row`, and whether it was put there now.
     #[inline]
-    pub(super) fn place(&mut self, layout: &Layout, row: &[u64]) -> (usize, bool) {
-        let key = &row[..layout.key_words];
-        let hash = layout.hash(key);
-        let (mask, tag) = (self.slots.len() - 1, hash >> 32 << 32);
+    fn place(&mut self, layout: &Layout, hash: u64, row: &[u64]) -> (usize, bool) {
+        let (mask, tag) = (self.slots.len() - 1, hash & TAG);
         let mut slot = hash as usize & mask;
         loop {
             let found = self.slots[slot];
@@ -411,12 +415,14 @@ impl Groups {
                 self.slots[slot] = tag | (self.len as u64 + 1);
                 self.rows.extend_from_slice(row);
                 self.len += 1;
+                if self.len * 2 > self.slots.len() {
+                    self.grow(layout);
+                }
                 return (self.len - 1, true);
             }
-            if found & !0xffff_ffff == tag {
-                let number = (found & 0xffff_ffff) as usize - 1;
-                let start = number * layout.words;
-                if self.rows[start..start + layout.key_words] == *key {
+            if found & TAG == tag {
+                let number = (found & !TAG) as usize - 1;
+                if self.is_at(layout, number, row) {
                     return (number, false);
                 }
             }
@@ -424,13 +430,65 @@ impl Groups {
         }
     }
 
-    /// Puts a row there, or adds it to the one of its key.
+    /// Whether the row of that number has the key of `row`.
     #[inline]
-    pub(super) fn merge(&mut self, layout: &Layout, row: &[u64]) {
-        let (number, is_new) = self.place(layout, row);
-        if !is_new {
-            let start = number * layout.words;
-            layout.combine(&mut self.rows[start..start + layout.words], row);
+    fn is_at(&self, layout: &Layout, number: usize, row: &[u64]) -> bool {
+        let (start, words) = (number * layout.words, layout.key_words);
+        // word by word: a comparison of slices is a call
+        self.rows[start..start + words].iter().zip(row).all(|(known, word)| known == word)
+    }
+
+    #[cold]
+    fn grow(&mut self, layout: &Layout) {
+        let size = self.slots.len() * 4;
+        let mask = size - 1;
+        self.slots.clear();
+        self.slots.resize(size, 0);
+        for (number, row) in (1..).zip(self.rows.chunks_exact(layout.words)) {
+            let hash = layout.hash(&row[..layout.key_words]);
+            let mut slot = hash as usize & mask;
+            while self.slots[slot] != 0 {
+                slot = (slot + 1) & mask;
+            }
+            self.slots[slot] = hash & TAG | number;
+        }
+    }
+
+    /// Puts rows there, and writes to `places` where each of them is.
+    pub(super) fn place_all(&mut self, layout: &Layout, rows: &[u64], places: &mut Vec<u32>) {
+        let rows = || rows.chunks_exact(layout.words);
+        // Short loops one after the other, rather than one that does it all for a row: then the processor waits for the
+        // memory of many rows at once. What it waits for is nearly all of the time where there are many groups.
+        let mut hashes = std::mem::take(&mut self.hashes);
+        hashes.clear();
+        match layout.key_words {
+            3 => hashes.extend(rows().filter_map(|row| row.first_chunk::<3>()).map(|key| layout.hash(key))),
+            words => hashes.extend(rows().map(|row| layout.hash(&row[..words]))),
+        }
+        let mask = self.slots.len() - 1;
+        places.clear();
+        places.extend(hashes.iter().map(|hash| {
+            let found = self.slots[*hash as usize & mask];
+            if found & TAG == hash & TAG { found as u32 } else { 0 }
+        }));
+        for ((place, hash), row) in places.iter_mut().zip(&hashes).zip(rows()) {
+            *place = match place.checked_sub(1).filter(|number| self.is_at(layout, *number as usize, row)) {
+                Some(number) => number,
+                None => self.place(layout, *hash, row).0 as u32,
+            };
+        }
+        self.hashes = hashes;
+    }
+
+    /// Puts rows there, or adds each to the one of its key.
+    pub(super) fn merge_all(&mut self, layout: &Layout, rows: &[u64]) {
+        for row in rows.chunks_exact(layout.words) {
+            let hash = layout.hash(&row[..layout.key_words]);
+            let (number, is_new) = self.place(layout, hash, row);
+            if !is_new {
+                let start = number * layout.words;
+                layout.combine(&mut self.rows[start..start + layout.words], row);
+            }
         }
     }
 }

@@ -941,6 +941,33 @@ fn exporter_stats_are_differences() {
 }
 
 #[test]
+fn exporter_stats_share_out_what_the_collector_lost() {
+    let mut bench = Bench::new();
+    let report = |bench: &mut Bench| {
+        bench.decoder.report(1, &mut bench.out);
+        let rows = rows(&mut bench.out.exporter_stats);
+        rows.iter()
+            .map(|row| ["kernel_drops", "rows_dropped"].map(|name| row[name].as_f64().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    // nobody has sent anything yet: it is told with the first that does
+    bench.decoder.note_losses(Losses { kernel_drops: 6.0, rows_dropped: 4.0 });
+    assert_eq!(report(&mut bench), [[0.0; 2]; 0]);
+    let [one, other] = [1, 2].map(sender);
+    bench.send_from(&Builder9::v9(0).template(256, PORTS).set(256, &[0, 1, 0, 2]), &one);
+    bench.send_from(&Builder9::v9(1), &one);
+    bench.send_from(
+        &Builder9::v9(0).template(256, PORTS).set(256, &[0, 1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 2]),
+        &other,
+    );
+    bench.decoder.note_losses(Losses { kernel_drops: 3.0, rows_dropped: 0.0 });
+    assert_eq!(report(&mut bench), [[6.0, 1.0], [3.0, 3.0]]);
+    assert_eq!(bench.decoder.losses(), Losses::default());
+    bench.send_from(&Builder9::v9(2), &one);
+    assert_eq!(report(&mut bench), [[0.0; 2]]);
+}
+
+#[test]
 fn exporter_stats_give_back_what_came_late() {
     let mut bench = Bench::new();
     let report = |bench: &mut Bench| {

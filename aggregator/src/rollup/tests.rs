@@ -354,7 +354,7 @@ fn talker(flow: &Flow, dscp: Option<i64>) -> Vec<(&'static str, Vec<(usize, Stri
     let country = |host: Option<u128>| match host {
         Some(host) if host >> 96 == 0x2001_0db8 => "JP".to_owned(),
         Some(host) if host >> 7 == 0xffff_0a00_0080 >> 7 => "AT".to_owned(),
-        Some(host) if host >> 24 == 0xffff_0a => "DE".to_owned(),
+        Some(host) if host >> 24 == 0x00ff_ff0a => "DE".to_owned(),
         _ => "-".to_owned(),
     };
     let exporter = (10, addr(flow.exporter));

@@ -153,7 +153,7 @@ impl Life {
             journal: Some(KeptJournal { journal, in_log, low: Arc::clone(&told) }),
         };
         let feed = ExporterFeed::new(Arc::clone(parts.stats.exporters()));
-        let work = Work { parts, counts: ShardCounts::default(), feed };
+        let work = Work { parts, counts: ShardCounts::default(), feed, told: Default::default() };
         Life { work, ring, sink, told, messages: VecDeque::new(), number: 0, now: Instant::now() }
     }
 

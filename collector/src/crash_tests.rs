@@ -192,11 +192,12 @@ fn total(log: &[(u64, u64, Sums)]) -> Sums {
 }
 
 /// Sends all protocols from eight exporters until told to stop; returns what was sent.
-fn send(to: SocketAddr, stop: &AtomicBool, per_ms: usize) -> Totals {
+fn send(to: SocketAddr, stop: &AtomicBool, per_ms: usize, datagram_flows: usize) -> Totals {
     let start_us = crate::receive::now_us();
     let config = GeneratorConfig {
         protocols: Protocol::ALL.to_vec(),
         exporters: 8,
+        datagram_flows,
         start_us,
         refresh_datagrams: 100,
         ..GeneratorConfig::default()
@@ -237,12 +238,14 @@ impl Killed {
 }
 
 /// `kill -9` under load, again and again: every flow is in the log once. `WEIR_KILLS`, `WEIR_DATAGRAMS_PER_MS` and
-/// `WEIR_LIFE_MS` (the longest that a collector lives) make it longer and harder; what the kernel drops, because the load is
+/// `WEIR_LIFE_MS` (the longest that a collector lives) make it longer and harder, `WEIR_DATAGRAM_FLOWS` (the most flows of a
+/// datagram) easier; what the kernel drops, because the load is
 /// more than a collector that has to decode again what its predecessor left can take, fails it.
 #[test]
 fn collectors_that_are_killed_lose_nothing_and_store_nothing_twice() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<usize>().ok());
     let (kills, per_ms) = (number("WEIR_KILLS").unwrap_or(8), number("WEIR_DATAGRAMS_PER_MS").unwrap_or(2));
+    let datagram_flows = number("WEIR_DATAGRAM_FLOWS").unwrap_or(usize::MAX);
     let life_ms = number("WEIR_LIFE_MS").unwrap_or(400) as u64;
     let held = Held::new(2);
     let to = held.sockets[0].local_addr();
@@ -251,7 +254,7 @@ fn collectors_that_are_killed_lose_nothing_and_store_nothing_twice() {
     let mut lives = Vec::new();
     let mut dropped = Vec::new();
     let (sent, said) = std::thread::scope(|scope| {
-        let sender = scope.spawn(|| send(to, &stop, per_ms));
+        let sender = scope.spawn(|| send(to, &stop, per_ms, datagram_flows));
         let mut seed = 20_261_124_u64;
         for _ in 0..kills {
             let (mut child, said) = held.start();

@@ -208,8 +208,9 @@ pub(super) struct Pairs {
 impl Pairs {
     fn new(first: &[u32], second: &[u32]) -> Pairs {
         let mut interner = Interner::new();
-        let both = first.iter().zip(second);
-        let numbers = both.map(|(first, second)| interner.number(pair(*first, *second))).collect();
+        let mut numbers = Vec::with_capacity(first.len());
+        let keys = first.iter().zip(second).map(|(first, second)| pair(*first, *second));
+        interner.numbers(keys, &mut numbers);
         Pairs { numbers: Rc::new(numbers), pairs: Rc::new(interner.keys().to_vec()) }
     }
 }
@@ -387,9 +388,11 @@ impl<'a> Atoms<'a> {
     fn ports(&self, column: &str) -> Result<Numbered, ArrowError> {
         let (ports, protocols) = (self.flows.numbers(column)?, self.flows.numbers("ip_protocol")?);
         let mut interner = Interner::new();
-        let pairs = ports.iter().zip(&protocols);
-        let numbers = pairs.map(|(port, protocol)| interner.number(packed(*port) | small(*protocol) << 33));
-        let numbers = Rc::new(numbers.collect());
+        let keys =
+            ports.iter().zip(&protocols).map(|(port, protocol)| packed(*port) | small(*protocol) << 33);
+        let mut numbers = Vec::with_capacity(self.flows.rows);
+        interner.numbers(keys, &mut numbers);
+        let numbers = Rc::new(numbers);
         let value = |key: &u64| (unpacked(key >> 33), unpacked(key & 0x1_ffff_ffff));
         Ok(Numbered { numbers, values: Values::Ports(interner.keys().iter().map(value).collect()) })
     }

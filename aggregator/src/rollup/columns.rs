@@ -1,6 +1,7 @@
 //! The columns of flow rows as plain vectors: looked up and widened once, not value by value.
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::buffer::NullBuffer;
 use arrow::compute::cast;
 use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Float64Type, Int16Type, Int32Type, Int64Type, TimestampMicrosecondType,
@@ -20,6 +21,16 @@ fn push<T: ArrowPrimitiveType>(into: &mut Vec<i64>, column: &ArrayRef, widen: im
             into.extend(values.map(|(value, valid)| if valid { widen(*value) } else { NONE }));
         }
     }
+}
+
+/// The addresses of a batch, in network byte order.
+pub(super) enum Addresses<'a> {
+    /// The column is absent: as many NULLs.
+    None(usize),
+    /// None of them is NULL.
+    All(&'a [[u8; 16]]),
+    /// Some are NULL.
+    Some(&'a [[u8; 16]], &'a NullBuffer),
 }
 
 /// The flow rows that are rolled up at once.
@@ -91,19 +102,23 @@ impl<'a> Flows<'a> {
         Ok(all)
     }
 
-    /// Calls `with` for each row's address.
-    pub(super) fn addresses(&self, name: &str, mut with: impl FnMut(Option<u128>)) -> Result<(), ArrowError> {
+    /// Calls `with` for the addresses of each batch.
+    pub(super) fn addresses(
+        &self,
+        name: &str,
+        mut with: impl FnMut(Addresses<'_>),
+    ) -> Result<(), ArrowError> {
         self.each(name, |column, rows| {
-            let Some(array) = column.and_then(|column| column.as_fixed_size_binary_opt()) else {
-                (0..rows).for_each(|_| with(None));
-                return Ok(());
-            };
-            let values = array.value_data();
-            let nulls = array.nulls();
-            for (row, bytes) in values.as_chunks::<16>().0.iter().take(rows).enumerate() {
-                let valid = nulls.is_none_or(|nulls| nulls.is_valid(row));
-                with(valid.then(|| u128::from_be_bytes(*bytes)));
-            }
+            with(match column.and_then(|column| column.as_fixed_size_binary_opt()) {
+                None => Addresses::None(rows),
+                Some(array) => {
+                    let values = &array.value_data().as_chunks::<16>().0[..rows];
+                    match array.nulls().filter(|nulls| nulls.null_count() > 0) {
+                        None => Addresses::All(values),
+                        Some(nulls) => Addresses::Some(values, nulls),
+                    }
+                }
+            });
             Ok(())
         })
     }
@@ -144,10 +159,16 @@ mod tests {
         let flows = Flows::new(&batches);
         assert_eq!(flows.numbers("bytes").unwrap(), [NONE, NONE, 1, NONE]);
         assert_eq!(flows.numbers("tos").unwrap(), [NONE, NONE, NONE, 9]);
-        let mut seen = Vec::new();
-        flows.addresses("src_addr", |address| seen.push(address)).unwrap();
-        let of = |byte: u8| Some(u128::from_be_bytes([byte; 16]));
-        assert_eq!(seen, [None, of(3), of(1), None]);
+        let (mut seen, mut absent) = (Vec::new(), 0);
+        let take = |addresses: Addresses<'_>| match addresses {
+            Addresses::None(rows) => absent += rows,
+            Addresses::All(values) => seen.extend(values.iter().map(|value| Some(value[0]))),
+            Addresses::Some(values, nulls) => {
+                seen.extend(values.iter().zip(nulls).map(|(value, valid)| valid.then_some(value[0])));
+            }
+        };
+        flows.addresses("src_addr", take).unwrap();
+        assert_eq!((seen, absent), (vec![None, Some(3), Some(1)], 1));
         assert!(flows.has("tos") && !flows.has("dst_addr"));
     }
 }

@@ -3,7 +3,7 @@
 use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
 
-use super::columns::{Flows, NONE};
+use super::columns::{Addresses, Flows, NONE};
 use super::config::AggregateConfig;
 use super::intern::Interner;
 use super::sweep::{Share, Sweep, Volumes};
@@ -13,6 +13,9 @@ use super::{Kind, Resolution, Rollup, Sums, addresses, longs, measures, shorts, 
 /// Rows of one computation beyond which the older minutes are one: flows of a flood that claim to have lasted for hours
 /// take no more memory than this.
 const MAX_ROWS: usize = 500_000;
+
+/// Shares that are added up at once.
+const AT_ONCE: usize = 1_024;
 
 /// A number of at most 32 bits, or none, in 33.
 pub(super) fn packed(number: i64) -> u64 {
@@ -47,7 +50,19 @@ impl Hosts {
 
     pub(super) fn numbers(&mut self, flows: &Flows<'_>, column: &str) -> Result<Vec<u32>, ArrowError> {
         let mut numbers = Vec::with_capacity(flows.rows);
-        flows.addresses(column, |address| numbers.push(self.number(address)))?;
+        flows.addresses(column, |batch| match batch {
+            Addresses::None(rows) => numbers.resize(numbers.len() + rows, 0),
+            Addresses::All(values) => {
+                let from = numbers.len();
+                self.interner.numbers(values.iter().map(|value| u128::from_be_bytes(*value)), &mut numbers);
+                numbers[from..].iter_mut().for_each(|number| *number += 1);
+            }
+            Addresses::Some(values, nulls) => {
+                let values = values.iter().zip(nulls);
+                let value = |(value, valid): (&[u8; 16], bool)| valid.then(|| u128::from_be_bytes(*value));
+                numbers.extend(values.map(value).map(|address| self.number(address)));
+            }
+        })?;
         Ok(numbers)
     }
 
@@ -70,11 +85,12 @@ impl Links {
         let exporters = hosts.numbers(flows, "exporter_addr")?;
         let (in_if, out_if) = (flows.numbers("in_if")?, flows.numbers("out_if")?);
         let mut links = Interner::new();
-        let of_row = exporters.iter().zip(in_if.iter().zip(&out_if)).map(|(exporter, (in_if, out_if))| {
+        let keys = exporters.iter().zip(in_if.iter().zip(&out_if)).map(|(exporter, (in_if, out_if))| {
             let interfaces = u128::from(packed(*in_if)) << 33 | u128::from(packed(*out_if));
-            links.number(u128::from(*exporter) << 66 | interfaces)
+            u128::from(*exporter) << 66 | interfaces
         });
-        let of_row = of_row.collect();
+        let mut of_row = Vec::with_capacity(flows.rows);
+        links.numbers(keys, &mut of_row);
         Ok(Links { exporters: hosts.values(), links, of_row })
     }
 
@@ -114,12 +130,13 @@ fn classes(flows: &Flows<'_>) -> Result<(Vec<ClassKey>, Vec<u32>), ArrowError> {
     let (src_as, dst_as) = (flows.numbers("src_as")?, flows.numbers("dst_as")?);
     let mut interner = Interner::new();
     let mut of_row = Vec::with_capacity(flows.rows);
-    for row in 0..flows.rows {
+    let key = |row: usize| {
         let class = small(protocol[row]) | small(dscp(tos[row])) << 9;
         let lower = u64::from(links.of_row[row]) | class << 32;
         let systems = u128::from(packed(src_as[row])) << 50 | u128::from(packed(dst_as[row])) << 83;
-        of_row.push(interner.number(u128::from(lower) | systems));
-    }
+        u128::from(lower) | systems
+    };
+    interner.numbers((0..flows.rows).map(key), &mut of_row);
     let keys = interner.keys().iter().map(|key| {
         let (exporter, in_if, out_if) = links.get(*key as u32);
         ClassKey {
@@ -224,7 +241,7 @@ pub(super) fn compute(
     let mut sweep = Sweep::new(&volumes, Resolution::Minute.micros());
     let resolutions = [Resolution::Minute, Resolution::Hour, Resolution::Day];
     let [mut minutes, mut hours, mut days] = resolutions.map(|resolution| Rows::new(resolution, keys.len()));
-    let (mut shares, mut added): (Vec<Share>, Vec<Sums>) = (Vec::new(), Vec::new());
+    let (mut shares, mut sizes, mut added): (Vec<Share>, Vec<f64>, Vec<Sums>) = Default::default();
     loop {
         let next =
             if minutes.numbers.len() < MAX_ROWS { sweep.next(&mut shares) } else { sweep.rest(&mut shares) };
@@ -232,12 +249,19 @@ pub(super) fn compute(
         minutes.go(window);
         hours.go(window);
         days.go(window);
-        added.clear();
-        added.extend(shares.iter().map(|share| volumes.sums(share)));
-        for (share, added) in shares.iter().zip(&added) {
-            minutes.add(of_row[share.row as usize], added);
+        sizes.clear();
+        sizes.extend(shares.iter().map(|share| volumes.est_bytes(share)));
+        talkers.window(window, &shares, &sizes);
+        // some at a time: what they add is in the cache for all who add it up
+        for shares in shares.chunks(AT_ONCE) {
+            added.clear();
+            added.extend(shares.iter().map(|share| volumes.sums(share)));
+            for (share, added) in shares.iter().zip(&added) {
+                minutes.add(of_row[share.row as usize], added);
+            }
+            talkers.add(shares, &added);
         }
-        talkers.window(window, &shares, &added, &minutes.cells);
+        talkers.classes(window, &minutes.cells);
         for (class, sums) in minutes.cells.numbers.iter().zip(&minutes.cells.sums) {
             hours.add(*class, sums);
             days.add(*class, sums);

@@ -37,6 +37,9 @@ impl Key for u128 {
     }
 }
 
+/// How many keys are looked up at once.
+const AT_ONCE: usize = 1_024;
+
 /// Keys with their numbers.
 #[derive(Debug)]
 pub(super) struct Interner<K> {
@@ -59,7 +62,35 @@ impl<K: Key> Interner<K> {
     /// The number of `key`, which gets the next one where it is new.
     #[inline]
     pub(super) fn number(&mut self, key: K) -> u32 {
-        let hash = self.hash(key);
+        self.number_of(key, self.hash(key))
+    }
+
+    /// The numbers of all of `keys`, at the end of `numbers`. Each step is taken for many keys before the next one, so that
+    /// the processor waits for the memory of many of them at once.
+    pub(super) fn numbers(&mut self, mut keys: impl Iterator<Item = K>, numbers: &mut Vec<u32>) {
+        let (mut some, mut hashes, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        loop {
+            some.clear();
+            some.extend(keys.by_ref().take(AT_ONCE));
+            if some.is_empty() {
+                return;
+            }
+            hashes.clear();
+            hashes.extend(some.iter().map(|key| self.hash(*key)));
+            let mask = self.slots.len() - 1;
+            slots.clear();
+            slots.extend(hashes.iter().map(|hash| self.slots[*hash as usize & mask]));
+            // a number stays what it is where the table grows meanwhile
+            numbers.extend(some.iter().zip(&hashes).zip(&slots).map(|((key, hash), (number, tag))| {
+                let is_it =
+                    *number != 0 && *tag == (hash >> 32) as u32 && self.keys[*number as usize - 1] == *key;
+                if is_it { number - 1 } else { self.number_of(*key, *hash) }
+            }));
+        }
+    }
+
+    #[inline]
+    fn number_of(&mut self, key: K, hash: u64) -> u32 {
         let tag = (hash >> 32) as u32;
         let mask = self.slots.len() - 1;
         let mut at = hash as usize & mask;
@@ -118,9 +149,10 @@ mod tests {
 
     #[test]
     fn numbers_are_those_of_a_map() {
-        let mut interner = Interner::new();
+        let (mut interner, mut at_once) = (Interner::new(), Interner::new());
         let mut model = std::collections::HashMap::new();
         let mut state = 7_u64;
+        let (mut keys, mut numbers) = (Vec::new(), Vec::new());
         for _ in 0..50_000 {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             // few bits differ, and only in the upper or the lower half
@@ -128,7 +160,13 @@ mod tests {
             let key = if state & 1 << 33 == 0 { u128::from(value) } else { u128::from(value) << 64 };
             let next = model.len() as u32;
             assert_eq!(interner.number(key), *model.entry(key).or_insert(next));
+            keys.push(key);
         }
+        for some in keys.chunks(7_000) {
+            at_once.numbers(some.iter().copied(), &mut numbers);
+        }
+        assert!(keys.iter().zip(&numbers).all(|(key, number)| model[key] == *number));
+        assert_eq!((numbers.len(), at_once.keys()), (keys.len(), interner.keys()));
         assert_eq!(interner.len(), model.len());
         assert!(interner.keys().iter().all(|key| model.contains_key(key)));
     }

@@ -158,14 +158,14 @@ impl Classes {
         let status =
             if flows.has("forwarding_status") { flows.numbers("forwarding_status")? } else { Vec::new() };
         let mut interner = Interner::new();
-        let mut of_row = Vec::with_capacity(flows.rows);
-        for (row, (link, tos)) in links.of_row.iter().zip(&tos).enumerate() {
+        let key = |(row, (link, tos)): (usize, (&u32, &i64))| {
             let size = volumes.packet_size(row).map_or(0, |size| bin(&SIZES, size)) as u64;
             // RFC 7270 §4.12: the upper two bits 10 say dropped
             let dropped = status.get(row).is_some_and(|status| *status != NONE && status >> 6 == 2);
-            let key = u64::from(*link) | small(*tos) << 32 | size << 41 | u64::from(dropped) << 44;
-            of_row.push(interner.number(key));
-        }
+            u64::from(*link) | small(*tos) << 32 | size << 41 | u64::from(dropped) << 44
+        };
+        let mut of_row = Vec::with_capacity(flows.rows);
+        interner.numbers(links.of_row.iter().zip(&tos).enumerate().map(key), &mut of_row);
         let keys = interner.keys().to_vec();
         let mut exporters = Hosts::new();
         let mut group_interner: Interner<u128> = Interner::new();

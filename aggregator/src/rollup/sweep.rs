@@ -87,6 +87,12 @@ impl Volumes {
         self.bytes[row].checked_div(self.packets[row])
     }
 
+    /// What a share adds to the sum that ranks.
+    #[inline]
+    pub(super) fn est_bytes(&self, share: &Share) -> f64 {
+        share.bytes as f64 * self.rate[share.row as usize]
+    }
+
     /// What a share adds to a sum.
     #[inline]
     pub(super) fn sums(&self, share: &Share) -> super::Sums {
@@ -96,7 +102,7 @@ impl Volumes {
             flows: i64::from(share.ended),
             bytes: share.bytes,
             packets: share.packets,
-            est_bytes: share.bytes as f64 * rate,
+            est_bytes: self.est_bytes(share),
             est_packets: share.packets as f64 * rate,
             unknown: i64::from(share.ended && self.unknown[row]),
             variance: share.bytes as f64 * self.byte_variance[row],
@@ -114,38 +120,40 @@ pub(super) struct Share {
     pub(super) packets: i64,
 }
 
-/// Flows by the next window in which they have a share.
-#[derive(Default)]
+/// How many windows are found without looking for them.
+const RECENT: usize = 64;
+
+/// Flows by the number of the next window in which they have a share.
 struct Agenda {
-    lists: BTreeMap<i64, Vec<u32>>,
-    /// The list that was used last, out of the map: most rows follow their like.
-    last: Option<(i64, Vec<u32>)>,
+    lists: Vec<Vec<u32>>,
+    /// The place in `lists` of each window, by its number.
+    places: BTreeMap<i64, usize>,
+    /// The same of the windows that were used last, by the lowest bits of their number.
+    recent: [(i64, usize); RECENT],
 }
 
 impl Agenda {
-    #[inline]
-    fn push(&mut self, window: i64, row: u32) {
-        if let Some((last, list)) = &mut self.last
-            && *last == window
-        {
-            list.push(row);
-            return;
-        }
-        self.put_back();
-        let mut list = self.lists.remove(&window).unwrap_or_default();
-        list.push(row);
-        self.last = Some((window, list));
+    fn new() -> Agenda {
+        Agenda { lists: Vec::new(), places: BTreeMap::new(), recent: [(-1, 0); RECENT] }
     }
 
-    fn put_back(&mut self) {
-        if let Some((window, list)) = self.last.take() {
-            self.lists.insert(window, list);
+    #[inline]
+    fn push(&mut self, window: i64, row: u32) {
+        let recent = &mut self.recent[window as usize % RECENT];
+        if recent.0 != window {
+            let place = *self.places.entry(window).or_insert_with(|| {
+                self.lists.push(Vec::new());
+                self.lists.len() - 1
+            });
+            *recent = (window, place);
         }
+        self.lists[recent.1].push(row);
     }
 
     fn pop(&mut self) -> Option<(i64, Vec<u32>)> {
-        self.put_back();
-        self.lists.pop_last()
+        let (window, place) = self.places.pop_last()?;
+        self.recent[window as usize % RECENT].0 = -1;
+        Some((window, std::mem::take(&mut self.lists[place])))
     }
 }
 
@@ -181,14 +189,14 @@ impl<'a> Sweep<'a> {
     pub(super) fn new(volumes: &'a Volumes, window_us: i64) -> Sweep<'a> {
         let rows = volumes.end.len();
         let mut sweep =
-            Sweep { volumes, window_us, cursors: Vec::with_capacity(rows), agenda: Agenda::default() };
+            Sweep { volumes, window_us, cursors: Vec::with_capacity(rows), agenda: Agenda::new() };
         for row in 0..rows {
             let (start, end) = (volumes.start[row], volumes.end[row]);
             let step = step(window_us, end - start);
             let (bytes, packets) = (volumes.bytes[row], volumes.packets[row]);
             sweep.cursors.push(Cursor { bytes, packets, step_start: end / step * step, step, begun: false });
             // the rows of one computation are fewer than 2^32
-            sweep.agenda.push(end / window_us * window_us, row as u32);
+            sweep.agenda.push(end / window_us, row as u32);
         }
         sweep
     }
@@ -237,10 +245,10 @@ impl<'a> Sweep<'a> {
                 cursor.step_start -= cursor.step;
                 self.cursors[at] = cursor;
                 let next = self.window(at, &cursor);
-                self.agenda.push(next, row);
+                self.agenda.push(next / self.window_us, row);
             }
         }
-        Some(window)
+        Some(window * self.window_us)
     }
 
     /// All that is left, as of one window.
@@ -253,7 +261,7 @@ impl<'a> Sweep<'a> {
     pub(super) fn rest_with(&mut self, mut take: impl FnMut(Share)) -> Option<i64> {
         let mut newest = None;
         while let Some((window, rows)) = self.agenda.pop() {
-            newest.get_or_insert(window);
+            newest.get_or_insert(window * self.window_us);
             for row in rows {
                 let Cursor { bytes, packets, begun, .. } = self.cursors[row as usize];
                 take(Share { row, ended: !begun, bytes, packets });

@@ -35,6 +35,8 @@ struct Ranked {
     of_class: bool,
     rows: Vec<Row>,
     sums: Vec<Sums>,
+    /// Of each key of the window at hand the place of its row in `rows` and `sums`.
+    places: Vec<u32>,
 }
 
 /// A row of the result.
@@ -45,46 +47,80 @@ struct Row {
     bound: f64,
 }
 
+/// The sizes of a window's keys, by number; all are [`UNSEEN`] before and after.
+struct Sizes {
+    of_key: Vec<f64>,
+    /// The keys in the order in which they came.
+    seen: Vec<u32>,
+}
+
+/// The size of a key that has no flow in the window.
+const UNSEEN: f64 = f64::NEG_INFINITY;
+
+impl Sizes {
+    #[inline]
+    fn add(&mut self, key: u32, size: f64) {
+        let sum = &mut self.of_key[key as usize];
+        if *sum == UNSEEN {
+            *sum = 0.0;
+            self.seen.push(key);
+        }
+        *sum += size;
+    }
+}
+
 impl Ranked {
     fn new(dimension: Dimension, atoms: &mut Atoms<'_>) -> Result<Ranked, ArrowError> {
         let of_class = dimension.is_of_class();
         let keys = Keys::new(&dimension, atoms, of_class)?;
-        Ok(Ranked { dimension, keys, of_class, rows: Vec::new(), sums: Vec::new() })
+        let places = vec![0; keys.count];
+        Ok(Ranked { dimension, keys, of_class, rows: Vec::new(), sums: Vec::new(), places })
     }
 
-    /// Ranks a window: `items` are places in `keys`, each with what it adds. `cells` are empty, before and after.
-    fn window<'a>(
+    /// Chooses the `keep` largest keys of a window: `items` are places in `keys`, each with the size that it adds. Every key
+    /// has its row then, and the sums of the rows are to be added up: sizes alone stay in the cache where the sums of many
+    /// keys would not.
+    fn choose(
         &mut self,
         window: i64,
         keep: usize,
-        items: impl Iterator<Item = (u32, &'a Sums)>,
-        cells: &mut Cells,
+        items: impl Iterator<Item = (u32, f64)>,
+        sizes: &mut Sizes,
     ) {
-        for (item, sums) in items {
-            cells.add(self.keys.numbers[item as usize], sums);
-        }
-        let Cells { numbers, sums, .. } = &*cells;
-        let mut found: Vec<(f64, usize)> = sums.iter().map(|sums| sums.est_bytes).zip(0..).collect();
+        let numbers = &self.keys.numbers;
+        items.for_each(|(item, size)| sizes.add(numbers[item as usize], size));
+        let mut found: Vec<(f64, u32)> =
+            (0..).zip(&sizes.seen).map(|(place, key)| (sizes.of_key[*key as usize], place)).collect();
         let mut bound = 0.0;
         if found.len() > keep {
             // of equally large ones the one that came first is kept
             let order =
-                |(left, l): &(f64, usize), (right, r): &(f64, usize)| right.total_cmp(left).then(l.cmp(r));
+                |(left, l): &(f64, u32), (right, r): &(f64, u32)| right.total_cmp(left).then(l.cmp(r));
             let (_, (largest_cut, _), _) = found.select_nth_unstable_by(keep, order);
             bound = *largest_cut;
         }
         let (kept, cut) = found.split_at(keep.min(found.len()));
         for (_, place) in kept {
-            self.rows.push(Row { window, key: Some(numbers[*place]), bound });
-            self.sums.push(sums[*place]);
+            let key = sizes.seen[*place as usize];
+            self.places[key as usize] = self.rows.len() as u32;
+            self.rows.push(Row { window, key: Some(key), bound });
         }
         if !cut.is_empty() {
-            let mut rest = Sums::default();
-            cut.iter().for_each(|(_, place)| rest.add(&sums[*place]));
+            cut.iter().for_each(|(_, place)| {
+                self.places[sizes.seen[*place as usize] as usize] = self.rows.len() as u32;
+            });
             self.rows.push(Row { window, key: None, bound });
-            self.sums.push(rest);
         }
-        cells.clear();
+        self.sums.resize(self.rows.len(), Sums::default());
+        sizes.seen.drain(..).for_each(|key| sizes.of_key[key as usize] = UNSEEN);
+    }
+
+    /// Adds to the sums of the window that was chosen: places in `keys`, each with what it adds.
+    fn add<'a>(&mut self, items: impl Iterator<Item = (u32, &'a Sums)>) {
+        let (numbers, places) = (&self.keys.numbers, &self.places);
+        for (item, sums) in items {
+            self.sums[places[numbers[item as usize] as usize] as usize].add(sums);
+        }
     }
 }
 
@@ -103,8 +139,8 @@ fn keep(top_k: usize, rows: usize) -> usize {
 /// All dimensions.
 pub(super) struct Talkers {
     ranked: Vec<Ranked>,
-    /// Of the dimension and window at hand, by key.
-    cells: Cells,
+    /// Of the dimension and window at hand.
+    sizes: Sizes,
     top_k: usize,
     counted: Vec<Distinct>,
 }
@@ -120,27 +156,46 @@ impl Talkers {
         let dimensions = config.ranked().into_iter();
         let ranked = dimensions.map(|dimension| Ranked::new(dimension, &mut atoms));
         let ranked: Vec<Ranked> = ranked.collect::<Result<_, _>>()?;
-        let cells = Cells::new(ranked.iter().map(|ranked| ranked.keys.count).max().unwrap_or(0));
+        let most = ranked.iter().map(|ranked| ranked.keys.count).max().unwrap_or(0);
+        let sizes = Sizes { of_key: vec![UNSEEN; most], seen: Vec::new() };
         // after them: what pairs they have numbered is used again
         let counted = config.counted().into_iter();
         let counted = counted.map(|counted| Distinct::new(counted, config.distinct_top_k, &mut atoms));
-        Ok(Talkers { ranked, cells, top_k: config.top_k, counted: counted.collect::<Result<_, _>>()? })
+        Ok(Talkers { ranked, sizes, top_k: config.top_k, counted: counted.collect::<Result<_, _>>()? })
     }
 
-    /// Takes a window: the shares of rows with what they add, and the same by class. The newest comes first.
-    pub(super) fn window(&mut self, window: i64, shares: &[Share], added: &[Sums], classes: &Cells) {
-        for ranked in &mut self.ranked {
+    /// Takes a window: the shares of rows, with their estimated bytes. The newest comes first. What they add is then to be
+    /// given to [`Talkers::add`].
+    pub(super) fn window(&mut self, window: i64, shares: &[Share], sizes: &[f64]) {
+        for ranked in self.ranked.iter_mut().filter(|ranked| !ranked.of_class) {
             let keep = keep(self.top_k, ranked.rows.len());
-            if ranked.of_class {
-                let items = classes.numbers.iter().copied().zip(&classes.sums);
-                ranked.window(window, keep, items, &mut self.cells);
-            } else {
-                let items = shares.iter().map(|share| share.row).zip(added);
-                ranked.window(window, keep, items, &mut self.cells);
-            }
+            let items = shares.iter().map(|share| share.row).zip(sizes.iter().copied());
+            ranked.choose(window, keep, items, &mut self.sizes);
         }
         for counted in &mut self.counted {
             counted.window(window, shares);
+        }
+    }
+
+    /// Takes shares of the window, each with what it adds.
+    pub(super) fn add(&mut self, shares: &[Share], added: &[Sums]) {
+        for ranked in self.ranked.iter_mut().filter(|ranked| !ranked.of_class) {
+            ranked.add(shares.iter().map(|share| share.row).zip(added));
+        }
+    }
+
+    /// Takes a window's sums by class.
+    pub(super) fn classes(&mut self, window: i64, classes: &Cells) {
+        for ranked in self.ranked.iter_mut().filter(|ranked| ranked.of_class) {
+            let keep = keep(self.top_k, ranked.rows.len());
+            let items = || classes.numbers.iter().copied().zip(&classes.sums);
+            ranked.choose(
+                window,
+                keep,
+                items().map(|(class, sums)| (class, sums.est_bytes)),
+                &mut self.sizes,
+            );
+            ranked.add(items());
         }
     }
 

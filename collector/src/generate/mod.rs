@@ -62,6 +62,8 @@ pub struct GeneratorConfig {
     pub exporters: u32,
     /// Stop after so many flow rows; `u64::MAX` goes on for ever.
     pub flows: u64,
+    /// The most flow rows of a datagram; routers with little traffic fill few datagrams.
+    pub datagram_flows: usize,
     /// Hosts on each side.
     pub hosts: u32,
     /// 1 in N for all exporters, or one of the usual rates for each.
@@ -87,6 +89,7 @@ impl Default for GeneratorConfig {
             protocols: Protocol::ALL.to_vec(),
             exporters: 4,
             flows: u64::MAX,
+            datagram_flows: usize::MAX,
             hosts: 10_000,
             sampling_rate: None,
             ipv6_percent: 25,
@@ -219,6 +222,7 @@ pub struct Generator {
 /// The parts of the configuration that encoders need.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
+    datagram_flows: usize,
     refresh_datagrams: u32,
     refresh_us: i64,
     extras: bool,
@@ -232,7 +236,7 @@ struct Context<'a> {
     totals: &'a mut Totals,
     limits: Limits,
     now_us: i64,
-    /// The most flow rows that are still wanted, at least 1.
+    /// The most flow rows that are wanted in this datagram, at least 1.
     wanted: usize,
 }
 
@@ -247,6 +251,7 @@ impl Generator {
             refresh_datagrams: config.refresh_datagrams.max(1),
             refresh_us: i64::from(config.refresh_seconds.max(1)) * 1_000_000,
             extras: config.extras,
+            datagram_flows: config.datagram_flows.max(1),
         };
         let exporters = config.exporters.max(1);
         let mut protocols = config.protocols.clone();
@@ -308,7 +313,7 @@ impl Generator {
             totals,
             limits: self.limits,
             now_us,
-            wanted: usize::try_from(self.remaining).unwrap_or(usize::MAX),
+            wanted: usize::try_from(self.remaining).unwrap_or(usize::MAX).min(self.limits.datagram_flows),
         };
         match stream {
             Stream::V5(stream) => stream.write(context, buffer),

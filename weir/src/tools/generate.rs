@@ -92,6 +92,10 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) pcap: Option<PathBuf>,
 
+    /// The most flows of a datagram (else as many as fit)
+    #[arg(long, value_name = "FLOWS", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) per_datagram: Option<u16>,
+
     /// Hosts on each side, Zipf-distributed
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..=10_000_000))]
     pub(crate) hosts: u32,
@@ -222,6 +226,7 @@ fn config(args: &GenerateArgs, start_us: i64) -> GeneratorConfig {
         protocols,
         exporters: args.exporters,
         flows: args.flows.unwrap_or(u64::MAX),
+        datagram_flows: args.per_datagram.map_or(usize::MAX, usize::from),
         hosts: args.hosts,
         sampling_rate: args.sampling_rate,
         ipv6_percent: args.ipv6_percent,
@@ -468,6 +473,7 @@ mod tests {
             repeat: None,
             to: parse_target(to).unwrap(),
             pcap: None,
+            per_datagram: None,
             hosts: 100,
             ipv6_percent: 25,
             sampling_rate: None,

@@ -409,6 +409,7 @@ fn session_state(
     let scalars = builder.scalar_functions().get_or_insert_default();
     scalars.retain(|function| function.name() != "now");
     functions::bound_scalars(scalars);
+    functions::truncate_in_utc(scalars);
     scalars.push(Arc::new(ScalarUDF::new_from_impl(functions::Now::default())));
     scalars.extend(functions::all(countries));
     builder.aggregate_functions().get_or_insert_default().extend(functions::aggregates());

@@ -31,7 +31,7 @@ use crate::countries::Countries;
 
 pub(crate) use bounds::{bound_scalars, bound_series};
 pub(crate) use percentile::PercentilePlanner;
-pub(crate) use time::Now;
+pub(crate) use time::{Now, truncate_in_utc};
 
 /// What an argument may be; what it is not yet, it is cast to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -166,7 +166,8 @@ impl Drop for Engine {
 }
 
 impl Engine {
-    /// An engine over `tables`, with `views` planned in order; `countries` is what `country()` asks. Spills go to `spill`, which is emptied.
+    /// An engine over `tables`, with `views` planned in order; `countries` is what `country()` asks. Spills go to `spill`,
+    /// which is emptied.
     pub async fn new(
         config: SqlConfig,
         tables: Vec<(String, Arc<dyn TableProvider>)>,

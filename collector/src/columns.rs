@@ -7,7 +7,7 @@
 //!
 //! Nothing here allocates per record beyond the amortised growth of the buffers, which are kept from batch to batch.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
     ArrayRef, BooleanArray, DictionaryArray, FixedSizeBinaryArray, Float64Array, ListArray, MapArray,
@@ -21,246 +21,10 @@ use arrow::datatypes::{
 };
 use weir_schemas::tables::{Kind, Table};
 
-/// Which rows have a value: nothing is stored until the first NULL.
-#[derive(Debug, Default)]
-pub struct Validity {
-    len: usize,
-    nulls: usize,
-    /// One bit a row, least significant first; empty while `nulls` is 0.
-    bits: Vec<u64>,
-}
+mod values;
 
-impl Validity {
-    #[inline]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// `n` rows that have a value.
-    #[inline]
-    pub fn valid(&mut self, n: usize) {
-        if self.nulls == 0 {
-            self.len += n;
-        } else if (1..=64).contains(&n) {
-            self.mixed(u64::MAX >> (64 - n), n);
-        } else {
-            self.fill(n, true);
-            self.len += n;
-        }
-    }
-
-    /// `n` rows that have none.
-    pub fn null(&mut self, n: usize) {
-        if n == 0 {
-            return;
-        }
-        if self.nulls == 0 {
-            self.begin();
-        }
-        self.fill(n, false);
-        self.len += n;
-        self.nulls += n;
-    }
-
-    /// `n` rows (64 at most), of which those have a value whose bit is set, the first row's bit being the least.
-    #[inline]
-    pub fn some(&mut self, bits: u64, n: usize) {
-        if n == 0 {
-            return;
-        }
-        let all = u64::MAX >> (64 - n.min(64));
-        match bits & all {
-            bits if bits == all => self.valid(n),
-            bits => self.mixed(bits, n),
-        }
-    }
-
-    /// `n` rows, 64 at most, that have a value where their bit is set; `bits` has no others.
-    fn mixed(&mut self, bits: u64, n: usize) {
-        if self.nulls == 0 {
-            self.begin();
-        }
-        let (word, shift) = (self.len / 64, self.len % 64);
-        self.len += n;
-        self.nulls += n - bits.count_ones() as usize;
-        self.bits.resize(self.len.div_ceil(64), 0);
-        if let Some(low) = self.bits.get_mut(word) {
-            *low |= bits << shift;
-        }
-        if let (Some(high), 1..) = (self.bits.get_mut(word + 1), shift) {
-            *high |= bits >> (64 - shift);
-        }
-    }
-
-    /// The first NULL: what came before has values.
-    #[cold]
-    fn begin(&mut self) {
-        let len = std::mem::take(&mut self.len);
-        self.fill(len, true);
-        self.len = len;
-    }
-
-    /// Sets the bits of rows `len..len + n`.
-    fn fill(&mut self, n: usize, value: bool) {
-        let end = self.len + n;
-        self.bits.resize(end.div_ceil(64), 0);
-        if !value {
-            return;
-        }
-        let mut at = self.len;
-        while at < end {
-            let (word, bit) = (at / 64, at % 64);
-            let count = (64 - bit).min(end - at);
-            self.bits[word] |= (u64::MAX >> (64 - count)) << bit;
-            at += count;
-        }
-    }
-
-    /// Makes the row `index` NULL (one that was valid).
-    pub fn unset(&mut self, index: usize) {
-        if self.nulls == 0 {
-            self.begin();
-        }
-        let mask = 1_u64 << (index % 64);
-        if self.bits[index / 64] & mask != 0 {
-            self.bits[index / 64] &= !mask;
-            self.nulls += 1;
-        }
-    }
-
-    fn take(&mut self) -> Option<NullBuffer> {
-        let (len, nulls) = (std::mem::take(&mut self.len), std::mem::take(&mut self.nulls));
-        let bits = std::mem::take(&mut self.bits);
-        (nulls > 0)
-            .then(|| NullBuffer::new(arrow::buffer::BooleanBuffer::new(Buffer::from_vec(bits), 0, len)))
-    }
-
-    fn truncate(&mut self, len: usize) {
-        if len >= self.len {
-            return;
-        }
-        if self.nulls > 0 {
-            self.bits.truncate(len.div_ceil(64));
-            if let (Some(last), bit @ 1..) = (self.bits.last_mut(), len % 64) {
-                *last &= u64::MAX >> (64 - bit);
-            }
-            let valid: usize = self.bits.iter().map(|word| word.count_ones() as usize).sum();
-            self.nulls = len - valid;
-            if self.nulls == 0 {
-                self.bits.clear();
-            }
-        }
-        self.len = len;
-    }
-}
-
-/// What a column of fixed width holds, and how it lies in the buffer. An address lies there as an integer of its octets
-/// as they are: a type that Arrow gives buffers back for ([`Builder::finish_reusing`]).
-pub trait Item: Copy {
-    type Stored: Copy + Default;
-
-    fn stored(self) -> Self::Stored;
-}
-
-macro_rules! items {
-    ($($type:ty),*) => {
-        $(impl Item for $type {
-            type Stored = $type;
-
-            #[inline(always)]
-            fn stored(self) -> $type {
-                self
-            }
-        })*
-    };
-}
-
-items!(i64, bool, u8, u16, u32, u64, f64, [u8; 6]);
-
-impl Item for [u8; 16] {
-    type Stored = u128;
-
-    #[inline(always)]
-    fn stored(self) -> u128 {
-        u128::from_ne_bytes(self)
-    }
-}
-
-/// A column of fixed-width values.
-#[derive(Debug)]
-pub struct Values<T: Item> {
-    values: Vec<T::Stored>,
-    validity: Validity,
-}
-
-impl<T: Item> Default for Values<T> {
-    fn default() -> Self {
-        Values { values: Vec::new(), validity: Validity::default() }
-    }
-}
-
-impl<T: Item> Values<T> {
-    /// The values so far, NULLs among them, to be changed in place.
-    pub(crate) fn values_mut(&mut self) -> &mut [T::Stored] {
-        &mut self.values
-    }
-
-    #[inline]
-    pub fn push(&mut self, value: T) {
-        self.values.push(value.stored());
-        self.validity.valid(1);
-    }
-
-    #[inline]
-    pub fn push_null(&mut self) {
-        self.values.push(T::Stored::default());
-        self.validity.null(1);
-    }
-
-    #[inline]
-    pub fn push_option(&mut self, value: Option<T>) {
-        match value {
-            Some(value) => self.push(value),
-            None => self.push_null(),
-        }
-    }
-
-    /// The same value for `n` rows.
-    #[inline]
-    pub fn push_n(&mut self, value: T, n: usize) {
-        self.values.resize(self.values.len() + n, value.stored());
-        self.validity.valid(n);
-    }
-
-    /// Up to 64 rows, of which those have a value whose bit is set in `some` (the first row's is the least); of the
-    /// others `values` has zeros.
-    #[inline]
-    pub fn append_some(&mut self, some: u64, values: impl ExactSizeIterator<Item = T>) {
-        let n = values.len();
-        self.values.extend(values.map(Item::stored));
-        self.validity.some(some, n);
-    }
-
-    /// `n` values that `append` puts at the end of the vector, in one loop.
-    #[inline]
-    pub fn append(&mut self, n: usize, append: impl FnOnce(&mut Vec<T::Stored>)) {
-        let before = self.values.len();
-        append(&mut self.values);
-        debug_assert_eq!(self.values.len() - before, n);
-        self.validity.valid(n);
-    }
-
-    #[inline]
-    pub fn push_nulls(&mut self, n: usize) {
-        self.values.resize(self.values.len() + n, T::Stored::default());
-        self.validity.null(n);
-    }
-}
+pub(crate) use values::LANES;
+pub use values::{Item, Validity, Values};
 
 /// A column of texts.
 #[derive(Debug)]
@@ -277,6 +41,12 @@ impl Default for Texts {
 }
 
 impl Texts {
+    /// Rows, with and without a value.
+    #[inline]
+    fn rows(&self) -> usize {
+        self.validity.len()
+    }
+
     pub fn push(&mut self, text: &str) {
         self.bytes.extend_from_slice(text.as_bytes());
         self.close(1, true);
@@ -336,6 +106,12 @@ impl Default for Lists {
 }
 
 impl Lists {
+    /// Rows, with and without a value.
+    #[inline]
+    fn rows(&self) -> usize {
+        self.validity.len()
+    }
+
     /// A list; an empty one is NULL.
     pub fn push(&mut self, items: impl IntoIterator<Item = u32>) {
         let before = self.items.len();
@@ -382,6 +158,12 @@ impl Default for Maps {
 }
 
 impl Maps {
+    /// Rows, with and without a value.
+    #[inline]
+    fn rows(&self) -> usize {
+        self.validity.len()
+    }
+
     /// Adds an entry to the open row.
     pub fn entry(&mut self, key: &str, value: &str) {
         self.keys.push(key);
@@ -440,6 +222,16 @@ pub struct Labels {
 }
 
 impl Labels {
+    /// Rows, with and without a label.
+    #[inline]
+    fn rows(&self) -> usize {
+        self.keys.rows()
+    }
+
+    fn push_nulls(&mut self, n: usize) {
+        self.keys.push_nulls(n);
+    }
+
     /// The key of a label, for [`Labels::keys`].
     pub fn key(&mut self, label: &'static str) -> u8 {
         let at = self
@@ -462,7 +254,27 @@ impl Labels {
         let key = self.key(label);
         self.keys.push_n(key, n);
     }
+
+    fn finish(&mut self) -> ArrayRef {
+        let labels = Arc::new(StringArray::from(std::mem::take(&mut self.labels)));
+        let all_first = self.keys.values().iter().fold(0, |any, key| any | key) == 0;
+        if all_first && self.keys.validity.nulls() == 0 && self.keys.validity.len() <= ZEROS {
+            // most columns of labels have one: its keys are known to be right, which to check takes as long as to
+            // write them
+            static FIRST: LazyLock<DictionaryArray<UInt8Type>> = LazyLock::new(|| {
+                DictionaryArray::new(vec![0; ZEROS].into(), Arc::new(StringArray::from(vec![""])))
+            });
+            let rows = self.keys.validity.len();
+            self.keys.truncate(0);
+            return Arc::new(FIRST.slice(0, rows).with_values(labels));
+        }
+        let (keys, nulls) = self.keys.take();
+        Arc::new(DictionaryArray::new(UInt8Array::new(keys.into(), nulls), labels))
+    }
 }
+
+/// Rows up to which a column of one label shares its keys with others.
+const ZEROS: usize = 1 << 16;
 
 #[derive(Debug)]
 enum Buffers {
@@ -500,27 +312,27 @@ impl Buffers {
         }
     }
 
-    fn validity(&self) -> &Validity {
+    fn rows(&self) -> usize {
         match self {
-            Buffers::Time(column) => &column.validity,
-            Buffers::Ip(column) => &column.validity,
-            Buffers::Mac(column) => &column.validity,
-            Buffers::Bool(column) => &column.validity,
-            Buffers::U8(column) => &column.validity,
-            Buffers::U16(column) => &column.validity,
-            Buffers::U32(column) => &column.validity,
-            Buffers::U64(column) => &column.validity,
-            Buffers::F64(column) => &column.validity,
-            Buffers::Text(column) => &column.validity,
-            Buffers::Label(column) => &column.keys.validity,
-            Buffers::List(column) => &column.validity,
-            Buffers::Map(column) => &column.validity,
+            Buffers::Time(column) => column.rows(),
+            Buffers::Ip(column) => column.rows(),
+            Buffers::Mac(column) => column.rows(),
+            Buffers::Bool(column) => column.rows(),
+            Buffers::U8(column) => column.rows(),
+            Buffers::U16(column) => column.rows(),
+            Buffers::U32(column) => column.rows(),
+            Buffers::U64(column) => column.rows(),
+            Buffers::F64(column) => column.rows(),
+            Buffers::Text(column) => column.rows(),
+            Buffers::Label(column) => column.rows(),
+            Buffers::List(column) => column.rows(),
+            Buffers::Map(column) => column.rows(),
         }
     }
 
     /// NULLs up to `rows`; what was appended beyond (a record that failed half-way) goes.
     fn settle(&mut self, rows: usize) {
-        let len = self.validity().len();
+        let len = self.rows();
         if len < rows {
             let n = rows - len;
             match self {
@@ -534,27 +346,23 @@ impl Buffers {
                 Buffers::U64(column) => column.push_nulls(n),
                 Buffers::F64(column) => column.push_nulls(n),
                 Buffers::Text(column) => column.push_nulls(n),
-                Buffers::Label(column) => column.keys.push_nulls(n),
+                Buffers::Label(column) => column.push_nulls(n),
                 Buffers::List(column) => column.push_nulls(n),
                 Buffers::Map(column) => column.push_nulls(n),
             }
         } else if len > rows {
-            fn cut<T: Item>(column: &mut Values<T>, rows: usize) {
-                column.values.truncate(rows);
-                column.validity.truncate(rows);
-            }
             match self {
-                Buffers::Time(column) => cut(column, rows),
-                Buffers::Ip(column) => cut(column, rows),
-                Buffers::Mac(column) => cut(column, rows),
-                Buffers::Bool(column) => cut(column, rows),
-                Buffers::U8(column) => cut(column, rows),
-                Buffers::U16(column) => cut(column, rows),
-                Buffers::U32(column) => cut(column, rows),
-                Buffers::U64(column) => cut(column, rows),
-                Buffers::F64(column) => cut(column, rows),
+                Buffers::Time(column) => column.truncate(rows),
+                Buffers::Ip(column) => column.truncate(rows),
+                Buffers::Mac(column) => column.truncate(rows),
+                Buffers::Bool(column) => column.truncate(rows),
+                Buffers::U8(column) => column.truncate(rows),
+                Buffers::U16(column) => column.truncate(rows),
+                Buffers::U32(column) => column.truncate(rows),
+                Buffers::U64(column) => column.truncate(rows),
+                Buffers::F64(column) => column.truncate(rows),
                 Buffers::Text(column) => column.truncate(rows),
-                Buffers::Label(column) => cut(&mut column.keys, rows),
+                Buffers::Label(column) => column.keys.truncate(rows),
                 Buffers::List(column) => column.truncate(rows),
                 Buffers::Map(column) => column.truncate(rows),
             }
@@ -566,29 +374,27 @@ impl Buffers {
         fn primitive<A: ArrowPrimitiveType<Native: Item<Stored = A::Native>>>(
             column: &mut Values<A::Native>,
         ) -> PrimitiveArray<A> {
-            let values = std::mem::take(&mut column.values);
-            PrimitiveArray::new(ScalarBuffer::from(values), column.validity.take())
+            let (values, nulls) = column.take();
+            PrimitiveArray::new(ScalarBuffer::from(values), nulls)
         }
-        fn fixed<T: Item>(column: &mut Values<T>, bytes: Buffer) -> ArrayRef {
-            let width = i32::try_from(size_of::<T>()).unwrap_or(i32::MAX);
-            Arc::new(FixedSizeBinaryArray::new(width, bytes, column.validity.take()))
+        fn fixed<const N: usize>(octets: Buffer, nulls: Option<NullBuffer>) -> ArrayRef {
+            Arc::new(FixedSizeBinaryArray::new(i32::try_from(N).unwrap_or(i32::MAX), octets, nulls))
         }
         match self {
             Buffers::Time(column) => {
                 Arc::new(primitive::<TimestampMicrosecondType>(column).with_timezone("UTC"))
             }
             Buffers::Ip(column) => {
-                let values = Buffer::from_vec(std::mem::take(&mut column.values));
-                fixed(column, values)
+                let (values, nulls) = column.take();
+                fixed::<16>(Buffer::from_vec(values), nulls)
             }
             Buffers::Mac(column) => {
-                let values = Buffer::from_vec(std::mem::take(&mut column.values).into_flattened());
-                fixed(column, values)
+                let (values, nulls) = column.take();
+                fixed::<6>(Buffer::from_vec(values.into_flattened()), nulls)
             }
             Buffers::Bool(column) => {
-                let values = BooleanArray::new(column.values.as_slice().into(), column.validity.take());
-                column.values.clear();
-                Arc::new(values)
+                let (values, nulls) = column.take();
+                Arc::new(BooleanArray::new(values.as_slice().into(), nulls))
             }
             Buffers::U8(column) => Arc::new(primitive::<UInt8Type>(column)) as Arc<UInt8Array>,
             Buffers::U16(column) => Arc::new(primitive::<UInt16Type>(column)) as Arc<UInt16Array>,
@@ -596,10 +402,7 @@ impl Buffers {
             Buffers::U64(column) => Arc::new(primitive::<UInt64Type>(column)) as Arc<UInt64Array>,
             Buffers::F64(column) => Arc::new(primitive::<Float64Type>(column)) as Arc<Float64Array>,
             Buffers::Text(column) => Arc::new(column.take()),
-            Buffers::Label(column) => {
-                let labels = StringArray::from(std::mem::take(&mut column.labels));
-                Arc::new(DictionaryArray::new(primitive::<UInt8Type>(&mut column.keys), Arc::new(labels)))
-            }
+            Buffers::Label(column) => column.finish(),
             Buffers::List(column) => {
                 let offsets = std::mem::replace(&mut column.offsets, vec![0]);
                 let items = UInt32Array::from(std::mem::take(&mut column.items));
@@ -623,31 +426,30 @@ impl Buffers {
 
     /// Takes memory for as many values as the last batch had: that of an array which nobody else holds, or new.
     fn reserve(&mut self, rows: usize, spare: Option<ArrayRef>) {
-        fn refill<T: ArrowNativeType>(values: &mut Vec<T>, buffer: Option<Buffer>, rows: usize) {
-            if let Some(mut spare) = buffer.and_then(|buffer| buffer.into_vec::<T>().ok())
-                && spare.capacity() > values.capacity()
-            {
-                spare.clear();
-                *values = spare;
-            }
-            values.reserve(rows);
+        fn vec<T: ArrowNativeType>(buffer: Option<Buffer>) -> Option<Vec<T>> {
+            buffer.and_then(|buffer| buffer.into_vec().ok())
         }
         // the array must be gone before its buffers have one owner
         let buffers = spare.map(|array| array.to_data().buffers().to_vec()).unwrap_or_default();
         let mut buffers = buffers.into_iter();
         let first = buffers.next();
         match self {
-            Buffers::Time(column) => refill(&mut column.values, first, rows),
-            Buffers::Ip(column) => refill(&mut column.values, first, rows),
-            Buffers::U8(column) => refill(&mut column.values, first, rows),
-            Buffers::U16(column) => refill(&mut column.values, first, rows),
-            Buffers::U32(column) => refill(&mut column.values, first, rows),
-            Buffers::U64(column) => refill(&mut column.values, first, rows),
-            Buffers::F64(column) => refill(&mut column.values, first, rows),
-            Buffers::Label(column) => refill(&mut column.keys.values, first, rows),
-            Buffers::Mac(column) => column.values.reserve(rows),
+            Buffers::Time(column) => column.reserve(rows, vec(first)),
+            Buffers::Ip(column) => column.reserve(rows, vec(first)),
+            Buffers::U8(column) => column.reserve(rows, vec(first)),
+            Buffers::U16(column) => column.reserve(rows, vec(first)),
+            Buffers::U32(column) => column.reserve(rows, vec(first)),
+            Buffers::U64(column) => column.reserve(rows, vec(first)),
+            Buffers::F64(column) => column.reserve(rows, vec(first)),
+            Buffers::Label(column) => column.keys.reserve(rows, vec(first)),
+            Buffers::Mac(column) => column.reserve(rows, None),
             Buffers::Text(column) => {
-                refill(&mut column.bytes, buffers.next(), 0);
+                if let Some(mut spare) =
+                    vec::<u8>(buffers.next()).filter(|v| v.capacity() > column.bytes.capacity())
+                {
+                    spare.clear();
+                    column.bytes = spare;
+                }
                 column.offsets.reserve(rows);
             }
             Buffers::Bool(_) | Buffers::List(_) | Buffers::Map(_) => {}
@@ -656,23 +458,43 @@ impl Buffers {
 }
 
 macro_rules! accessors {
-    ($($(#[$meta:meta])* $name:ident $variant:ident $type:ty, $($validity:ident).+;)*) => {
+    ($($(#[$meta:meta])* $name:ident $variant:ident $type:ty;)*) => {
         $($(#[$meta])*
         #[inline]
         pub fn $name(&mut self, column: usize) -> &mut $type {
+            let Some(Buffers::$variant(buffers)) = self.columns.get_mut(column) else {
+                panic!("column {column} does not hold {}", stringify!($variant))
+            };
             // a column that has a value or NULL for every row was touched since the last batch
-            let rows = self.rows.max(1);
-            let ready = matches!(self.columns.get(column),
-                Some(Buffers::$variant(buffers)) if buffers.$($validity).+.len >= rows);
-            if !ready {
-                self.settle(column);
+            if buffers.rows() < self.rows.max(1) {
+                self.touched.note(column);
+                let gap = self.rows.saturating_sub(buffers.rows());
+                if gap > 0 {
+                    buffers.push_nulls(gap);
+                }
             }
-            match self.columns.get_mut(column) {
-                Some(Buffers::$variant(buffers)) => buffers,
-                _ => panic!("column {column} does not hold {}", stringify!($variant)),
-            }
+            buffers
         })*
     };
+}
+
+/// Which columns were asked for since the last batch.
+#[derive(Debug)]
+struct Touched {
+    /// In no order.
+    columns: Vec<u16>,
+    is: Vec<bool>,
+}
+
+impl Touched {
+    #[cold]
+    #[inline(never)]
+    fn note(&mut self, column: usize) {
+        if let Some(is) = self.is.get_mut(column).filter(|is| !**is) {
+            *is = true;
+            self.columns.push(u16::try_from(column).unwrap_or(u16::MAX));
+        }
+    }
 }
 
 /// The open batch of one table.
@@ -681,9 +503,7 @@ pub struct Builder {
     table: Table,
     rows: usize,
     columns: Vec<Buffers>,
-    /// Columns touched since the last batch, in no order.
-    touched: Vec<u16>,
-    is_touched: Vec<bool>,
+    touched: Touched,
 }
 
 impl Builder {
@@ -693,8 +513,7 @@ impl Builder {
             table,
             rows: 0,
             columns: table.columns().iter().map(|column| Buffers::new(column.kind)).collect(),
-            touched: Vec::with_capacity(width),
-            is_touched: vec![false; width],
+            touched: Touched { columns: Vec::with_capacity(width), is: vec![false; width] },
         }
     }
 
@@ -721,11 +540,11 @@ impl Builder {
 
     /// Takes back what was appended to any column for rows after the last [`Builder::advance`].
     pub fn rollback(&mut self) {
-        for &index in &self.touched {
+        for &index in &self.touched.columns {
             match &mut self.columns[usize::from(index)] {
                 // entries of a row that was not closed yet
                 Buffers::Map(column) if column.validity.len() >= self.rows => column.truncate(self.rows),
-                column if column.validity().len() > self.rows => column.settle(self.rows),
+                column if column.rows() > self.rows => column.settle(self.rows),
                 _ => {}
             }
         }
@@ -733,47 +552,32 @@ impl Builder {
 
     /// True where the column has a value for the row that is being built (one row at a time only).
     pub fn has(&self, column: usize) -> bool {
-        self.columns[column].validity().len() > self.rows
-    }
-
-    /// Notes that the batch has the column, and fills it with NULLs up to the open row.
-    #[cold]
-    #[inline(never)]
-    fn settle(&mut self, index: usize) {
-        let rows = self.rows;
-        if !self.is_touched[index] {
-            self.is_touched[index] = true;
-            self.touched.push(u16::try_from(index).unwrap_or(u16::MAX));
-        }
-        let column = &mut self.columns[index];
-        if column.validity().len() < rows {
-            column.settle(rows);
-        }
+        self.columns[column].rows() > self.rows
     }
 
     accessors! {
         /// The columns by kind; each panics where the column is of another kind (a mistake in our code, found by
         /// any test that touches the column).
-        times Time Values<i64>, validity;
-        ips Ip Values<[u8; 16]>, validity;
-        macs Mac Values<[u8; 6]>, validity;
-        bools Bool Values<bool>, validity;
-        u8s U8 Values<u8>, validity;
-        u16s U16 Values<u16>, validity;
-        u32s U32 Values<u32>, validity;
-        u64s U64 Values<u64>, validity;
-        f64s F64 Values<f64>, validity;
-        texts Text Texts, validity;
-        labels Label Labels, keys.validity;
-        lists List Lists, validity;
-        maps Map Maps, validity;
+        times Time Values<i64>;
+        ips Ip Values<[u8; 16]>;
+        macs Mac Values<[u8; 6]>;
+        bools Bool Values<bool>;
+        u8s U8 Values<u8>;
+        u16s U16 Values<u16>;
+        u32s U32 Values<u32>;
+        u64s U64 Values<u64>;
+        f64s F64 Values<f64>;
+        texts Text Texts;
+        labels Label Labels;
+        lists List Lists;
+        maps Map Maps;
     }
 
     /// About how many bytes the batch has.
     pub fn bytes(&self) -> usize {
         let size = |column: &Buffers| match column {
-            Buffers::Ip(column) => column.values.len() * 16,
-            Buffers::Mac(column) => column.values.len() * 6,
+            Buffers::Ip(column) => column.values().len() * 16,
+            Buffers::Mac(column) => column.values().len() * 6,
             Buffers::Text(column) => column.bytes.len() + column.offsets.len() * 4,
             Buffers::List(column) => (column.items.len() + column.offsets.len()) * 4,
             Buffers::Map(column) => {
@@ -784,7 +588,7 @@ impl Builder {
             Buffers::U32(_) => self.rows * 4,
             Buffers::Time(_) | Buffers::U64(_) | Buffers::F64(_) => self.rows * 8,
         };
-        self.touched.iter().map(|index| size(&self.columns[usize::from(*index)])).sum()
+        self.touched.columns.iter().map(|index| size(&self.columns[usize::from(*index)])).sum()
     }
 
     /// Closes the batch: its touched columns in the order of the table. None where there are no rows.
@@ -797,21 +601,21 @@ impl Builder {
     pub fn finish_reusing(&mut self, spare: Option<RecordBatch>) -> Option<RecordBatch> {
         let rows = std::mem::take(&mut self.rows);
         if rows == 0 {
-            for index in self.touched.drain(..) {
-                self.is_touched[usize::from(index)] = false;
+            for index in self.touched.columns.drain(..) {
+                self.touched.is[usize::from(index)] = false;
                 self.columns[usize::from(index)].settle(0);
             }
             return None;
         }
-        self.touched.sort_unstable();
-        let mut fields = Vec::with_capacity(self.touched.len());
-        let mut arrays = Vec::with_capacity(self.touched.len());
+        self.touched.columns.sort_unstable();
+        let mut fields = Vec::with_capacity(self.touched.columns.len());
+        let mut arrays = Vec::with_capacity(self.touched.columns.len());
         let (schema, mut spares) = match spare.map(RecordBatch::into_parts) {
             Some((schema, spares, _)) => (Some(schema), spares.into_iter().map(Some).collect()),
             None => (None, Vec::new()),
         };
-        for index in self.touched.drain(..).map(usize::from) {
-            self.is_touched[index] = false;
+        for index in self.touched.columns.drain(..).map(usize::from) {
+            self.touched.is[index] = false;
             let column = &mut self.columns[index];
             column.settle(rows);
             let definition = &self.table.columns()[index];
@@ -836,7 +640,7 @@ mod tests {
     #[test]
     fn absent_columns_are_absent_and_gaps_are_null() {
         let mut builder = Builder::new(Table::Flows);
-        builder.u64s(FlowColumn::Bytes.index()).append(3, |values| values.extend(0..3));
+        builder.u64s(FlowColumn::Bytes.index()).append(3, |slots| slots.copy_from_slice(&[0, 1, 2, 9]));
         builder.advance(3);
         builder.u16s(FlowColumn::SrcPort.index()).push_n(53, 2);
         builder.advance(2);

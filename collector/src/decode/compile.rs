@@ -32,6 +32,53 @@ pub(crate) struct Step {
     pub(crate) span: Span,
     /// Where the value is zero: the same from the first of these that is not.
     pub(crate) others: Vec<(Conversion, Span)>,
+    pub(crate) route: Route,
+}
+
+/// How the values of a step get into their column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    Ipv4,
+    Ipv6,
+    Mac,
+    Text,
+    Application,
+    /// A number of so many octets that is all there is for the column, and always fits: into a column of 8 bits, …
+    U8,
+    U16From1,
+    U16,
+    U32From1,
+    U32From2,
+    U32From3,
+    U32,
+    U64From4,
+    U64,
+    /// Numbers of any width with any conversion, record by record.
+    Number,
+}
+
+impl Step {
+    fn new(column: FlowColumn, conversion: Conversion, span: Span, others: Vec<(Conversion, Span)>) -> Step {
+        let plain = others.is_empty() && matches!(conversion, Conversion::Number | Conversion::Octet(_));
+        let route = match (conversion, column.column().kind, span.width) {
+            (Conversion::Ipv4, ..) => Route::Ipv4,
+            (Conversion::Ipv6, ..) => Route::Ipv6,
+            (Conversion::Mac, ..) => Route::Mac,
+            (Conversion::Text, ..) => Route::Text,
+            (Conversion::Application, ..) => Route::Application,
+            (_, Kind::U8, 1) if plain => Route::U8,
+            (_, Kind::U16, 1) if plain => Route::U16From1,
+            (_, Kind::U16, 2) if plain => Route::U16,
+            (_, Kind::U32, 1) if plain => Route::U32From1,
+            (_, Kind::U32, 2) if plain => Route::U32From2,
+            (_, Kind::U32, 3) if plain => Route::U32From3,
+            (_, Kind::U32, 4) if plain => Route::U32,
+            (_, Kind::U64, 4) if plain => Route::U64From4,
+            (_, Kind::U64, 8) if plain => Route::U64,
+            _ => Route::Number,
+        };
+        Step { column, conversion, span, others, route }
+    }
 }
 
 /// An address column that two or more fields of a record fill.
@@ -433,7 +480,7 @@ fn choose(
         return;
     }
     let others = others.iter().map(|(_, mapping, span, _)| (mapping.conversion, *span)).collect();
-    plan.steps.push(Step { column, conversion: first.conversion, span: *span, others });
+    plan.steps.push(Step::new(column, first.conversion, *span, others));
 }
 
 /// Elements that are more than a column: times, sampling, label stacks, sampled frames.

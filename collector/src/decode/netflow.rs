@@ -15,9 +15,9 @@ use super::format::Around;
 use super::message::{Message, Set, Sets};
 use super::options::run_options;
 use super::pending::{Pending, Waiting};
-use super::records::Fixed;
+
 use super::reject::RejectReason;
-use super::run::{Room, Scratch, SetContext, SetOutcome, run_records, run_set};
+use super::run::{Room, Scratch, SetContext, SetOutcome, run_fixed, run_set};
 use super::sampling::{Learned, View};
 use super::sequence::{Sequence, Step};
 use super::shared::{Defined, DomainKey, Lookup, SharedState};
@@ -266,8 +266,7 @@ impl Netflow {
         let plan = fixed::plan(version);
         self.scratch.last_rate = None;
         self.scratch.room = Room::default();
-        let records = Fixed::new(message.records, plan.layout.record);
-        let rows = run_records(plan, &records, &context, &mut out.flows, &mut self.scratch);
+        let rows = run_fixed(plan, message.records, &context, &mut out.flows, &mut self.scratch);
         state.counters.flows += u64::from(rows);
         state.sampling_rate = self.scratch.last_rate.or(state.sampling_rate);
         self.ordered(Table::Flows, rows);

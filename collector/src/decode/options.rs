@@ -5,7 +5,7 @@ use weir_schemas::tables::OptionsColumn;
 
 use super::compile::{Extra, Plan};
 use super::format::{trimmed, write_value};
-use super::records::{Fixed, Records, Walked};
+use super::records::{Fields, Fixed, Records, Walked};
 use super::run::{Room, SetContext, SetOutcome, application_id, interval};
 use super::sampling::{Learned, cut_name, out_of_rate, packets_rate, plausible};
 use super::wire::{float, octets, unsigned};

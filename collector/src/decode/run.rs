@@ -4,18 +4,18 @@ use weir_schemas::tables::FlowColumn;
 use weir_schemas::{Address, Kind};
 
 use super::compile::{
-    AddressChoice, Clock, Extra, IcmpInPort, Plan, Rate, RowPlan, Sampled, Section, Span, Step, When,
+    AddressChoice, Clock, Extra, IcmpInPort, Plan, Rate, Route, RowPlan, Sampled, Section, Span, Step, When,
 };
 use super::config::{DecodeConfig, ExporterConfig};
 use super::exporters::Protocol;
 use super::format::{Around, trimmed, write_time, write_value};
 use super::frame::{self, Link};
 use super::mapping::Conversion;
-use super::records::{Fixed, Picked, Records, Walked};
+use super::records::{BLOCK, Fields, Fixed, Picked, Records, Spaced, Walked};
 use super::sampling::{RateSource, View, out_of_rate, packets_rate, plausible};
 use super::totals::Totals;
 use super::wire::{float, ntp_us, octets, u32_at, unsigned};
-use crate::columns::{Builder, Item, Values};
+use crate::columns::{Builder, Item, LANES, Values};
 
 /// What all records of a set have in common.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +56,8 @@ pub(crate) struct Scratch {
     /// none were.
     replaced: Vec<(i64, i64)>,
     places: Vec<(u32, u32)>,
+    narrow: Vec<[u8; 64]>,
+    wide: Vec<[u8; 128]>,
     rows: Vec<u32>,
     protocols: Vec<u8>,
     samplers: Vec<u64>,
@@ -123,11 +125,12 @@ pub(crate) fn run_set(
     let layout = &plan.layout;
     let most = scratch.room.records_of(plan);
     if !layout.variable {
-        let whole = data.len() / layout.record.max(1);
+        let record = layout.record.max(1);
+        let whole = data.len() / record;
         let count = whole.min(most);
         scratch.room.take(plan, count);
-        let Some(data) = data.get(..count * layout.record) else { return SetOutcome::default() };
-        let rows = run_records(plan, &Fixed::new(data, layout.record), context, out, scratch);
+        let Some(data) = data.get(..count * record) else { return SetOutcome::default() };
+        let rows = run_fixed(plan, data, context, out, scratch);
         return SetOutcome { records: count as u32, rows, truncated: count < whole };
     }
     let mut places = std::mem::take(&mut scratch.places);
@@ -142,8 +145,47 @@ pub(crate) fn run_set(
     SetOutcome { records: records as u32, rows, truncated }
 }
 
+/// Decodes whole records of one length; answers how many rows they made.
+pub(crate) fn run_fixed(
+    plan: &Plan,
+    data: &[u8],
+    context: &SetContext<'_>,
+    out: &mut Builder,
+    scratch: &mut Scratch,
+) -> u32 {
+    match plan.layout.record {
+        record @ 1..=64 => {
+            let mut places = std::mem::take(&mut scratch.narrow);
+            let rows = run_blocks(plan, data, record, context, out, scratch, &mut places);
+            scratch.narrow = places;
+            rows
+        }
+        record @ 65..=128 => {
+            let mut places = std::mem::take(&mut scratch.wide);
+            let rows = run_blocks(plan, data, record, context, out, scratch, &mut places);
+            scratch.wide = places;
+            rows
+        }
+        record => run_records(plan, &Fixed::new(data, record), context, out, scratch),
+    }
+}
+
+/// Decodes records of one length, [`BLOCK`] after [`BLOCK`]; answers how many rows they made.
+fn run_blocks<const S: usize>(
+    plan: &Plan,
+    data: &[u8],
+    record: usize,
+    context: &SetContext<'_>,
+    out: &mut Builder,
+    scratch: &mut Scratch,
+    places: &mut Vec<[u8; S]>,
+) -> u32 {
+    let blocks = data.chunks(record * BLOCK);
+    blocks.map(|block| run_records(plan, &Spaced::copy(block, record, places), context, out, scratch)).sum()
+}
+
 /// Decodes records; answers how many rows they made.
-pub(crate) fn run_records<R: Records>(
+fn run_records<R: Records>(
     plan: &Plan,
     records: &R,
     context: &SetContext<'_>,
@@ -285,15 +327,15 @@ fn address(v4: bool, bytes: &[u8]) -> [u8; 16] {
 fn run_step<R: Records>(step: &Step, records: &R, out: &mut Builder, bad_texts: &mut u64) -> bool {
     let column = step.column.index();
     let (n, span) = (records.count(), step.span);
-    match step.conversion {
-        Conversion::Ipv4 => {
-            out.ips(column).append(n, |v| records.extend(span, v, |octets| mapped(octets).stored()));
+    match step.route {
+        Route::Ipv4 => {
+            out.ips(column).append(n, |v| records.fill(span, v, |octets| mapped(octets).stored()));
         }
-        Conversion::Ipv6 => {
-            out.ips(column).append(n, |v| records.extend(span, v, |octets: [u8; 16]| octets.stored()));
+        Route::Ipv6 => {
+            out.ips(column).append(n, |v| records.fill(span, v, |octets: [u8; 16]| octets.stored()));
         }
-        Conversion::Mac => out.macs(column).append(n, |v| records.extend(span, v, |octets| octets)),
-        Conversion::Text => {
+        Route::Mac => out.macs(column).append(n, |v| records.fill(span, v, |octets| octets)),
+        Route::Text => {
             let texts = out.texts(column);
             for row in 0..n {
                 match trimmed(records.bytes(row, span)) {
@@ -302,7 +344,7 @@ fn run_step<R: Records>(step: &Step, records: &R, out: &mut Builder, bad_texts: 
                 }
             }
         }
-        Conversion::Application => {
+        Route::Application => {
             let texts = out.texts(column);
             for row in 0..n {
                 match application_id(records.bytes(row, span)) {
@@ -311,39 +353,28 @@ fn run_step<R: Records>(step: &Step, records: &R, out: &mut Builder, bad_texts: 
                 }
             }
         }
-        Conversion::Number | Conversion::Octet(_) if step.others.is_empty() && number(step, records, out) => {
+        Route::U8 => out.u8s(column).append(n, |v| records.fill(span, v, |[a]: [u8; 1]| a)),
+        Route::U16From1 => {
+            out.u16s(column).append(n, |v| records.fill(span, v, |[a]: [u8; 1]| u16::from(a)));
         }
-        _ => return slow_number(step, records, out),
+        Route::U16 => out.u16s(column).append(n, |v| records.fill(span, v, u16::from_be_bytes)),
+        Route::U32From1 => {
+            out.u32s(column).append(n, |v| records.fill(span, v, |[a]: [u8; 1]| u32::from(a)));
+        }
+        Route::U32From2 => out.u32s(column).append(n, |v| {
+            records.fill(span, v, |octets| u32::from(u16::from_be_bytes(octets)));
+        }),
+        Route::U32From3 => out.u32s(column).append(n, |v| {
+            records.fill(span, v, |[a, b, c]: [u8; 3]| u32::from_be_bytes([0, a, b, c]));
+        }),
+        Route::U32 => out.u32s(column).append(n, |v| records.fill(span, v, u32::from_be_bytes)),
+        Route::U64From4 => out.u64s(column).append(n, |v| {
+            records.fill(span, v, |octets| u64::from(u32::from_be_bytes(octets)));
+        }),
+        Route::U64 => out.u64s(column).append(n, |v| records.fill(span, v, u64::from_be_bytes)),
+        Route::Number => return slow_number(step, records, out),
     }
     false
-}
-
-/// Numbers that fit their column, of the usual widths: loops without a decision in them. False for others.
-fn number<R: Records>(step: &Step, records: &R, out: &mut Builder) -> bool {
-    let (n, span, column) = (records.count(), step.span, step.column.index());
-    match (step.column.column().kind, span.width) {
-        (Kind::U8, 1) => out.u8s(column).append(n, |v| records.extend(span, v, |[a]: [u8; 1]| a)),
-        (Kind::U16, 1) => {
-            out.u16s(column).append(n, |v| records.extend(span, v, |[a]: [u8; 1]| u16::from(a)));
-        }
-        (Kind::U16, 2) => out.u16s(column).append(n, |v| records.extend(span, v, u16::from_be_bytes)),
-        (Kind::U32, 1) => {
-            out.u32s(column).append(n, |v| records.extend(span, v, |[a]: [u8; 1]| u32::from(a)));
-        }
-        (Kind::U32, 2) => out.u32s(column).append(n, |v| {
-            records.extend(span, v, |octets| u32::from(u16::from_be_bytes(octets)));
-        }),
-        (Kind::U32, 3) => out.u32s(column).append(n, |v| {
-            records.extend(span, v, |[a, b, c]: [u8; 3]| u32::from_be_bytes([0, a, b, c]));
-        }),
-        (Kind::U32, 4) => out.u32s(column).append(n, |v| records.extend(span, v, u32::from_be_bytes)),
-        (Kind::U64, 4) => out.u64s(column).append(n, |v| {
-            records.extend(span, v, |octets| u64::from(u32::from_be_bytes(octets)));
-        }),
-        (Kind::U64, 8) => out.u64s(column).append(n, |v| records.extend(span, v, u64::from_be_bytes)),
-        _ => return false,
-    }
-    true
 }
 
 /// Numbers of any width with any conversion, record by record.
@@ -470,12 +501,13 @@ fn times<R: Records>(
     let uptimes_known = plan.uptimes.is_empty()
         || (has_start || plan.times.start.is_none()) && has_end == plan.times.end.is_some();
     let Scratch { starts, ends, replaced, .. } = scratch;
-    starts.clear();
-    ends.clear();
+    // every one is written
+    starts.resize(n.next_multiple_of(LANES), ABSENT);
+    ends.resize(n.next_multiple_of(LANES), ABSENT);
     replaced.clear();
-    let clock = |clock: Option<Clock>, known: bool, values: &mut Vec<i64>| match clock.filter(|_| known) {
-        Some(clock) => read_clock(clock, plan.times.boot, booted, records, context, values),
-        None => values.resize(n, ABSENT),
+    let clock = |clock: Option<Clock>, known: bool, times: &mut [i64]| match clock.filter(|_| known) {
+        Some(clock) => read_clock(clock, plan.times.boot, booted, records, context, times),
+        None => times.fill(ABSENT),
     };
     clock(plan.times.start, has_start, starts);
     clock(plan.times.end, has_end, ends);
@@ -506,20 +538,20 @@ fn times<R: Records>(
     // a time before the first is, as a number without a sign, beyond the last
     let width = last.wrapping_sub(first).cast_unsigned();
     let is_within = |time: &i64| time.wrapping_sub(first).cast_unsigned() <= width;
-    let plausible = |times: &[i64]| times.iter().fold(true, |all, time| all & is_within(time));
+    let plausible = |times: &[i64]| times.iter().take(n).fold(true, |all, time| all & is_within(time));
     if (!has_start || plausible(starts)) && (!has_end || plausible(ends)) {
         out.labels(FlowColumn::TimeSource.index()).push_n("flow", n);
         for (has, column, times) in
             [(has_start, FlowColumn::StartTime, starts), (has_end, FlowColumn::EndTime, ends)]
         {
             if has {
-                out.times(column.index()).append(n, |values| values.extend_from_slice(times));
+                out.times(column.index()).append(n, |slots| slots.copy_from_slice(times));
             }
         }
         return uptimes_known;
     }
     // rule 33: a clock that cannot be right does not reach the tables
-    for (start, end) in starts.iter_mut().zip(ends.iter_mut()) {
+    for (start, end) in starts.iter_mut().zip(ends.iter_mut()).take(n) {
         let absent = |time: i64| time == ABSENT || time == 0;
         let wrong = |time: i64| !absent(time) && !(first..=last).contains(&time);
         let received = wrong(*start) || wrong(*end);
@@ -585,43 +617,48 @@ fn from_uptime(export_us: i64, uptime_ms: u32, time_ms: u32) -> i64 {
     export_us - i64::from(uptime_ms.wrapping_sub(time_ms).cast_signed()) * 1_000
 }
 
+/// What `value` says for every row.
+fn each<T>(slots: &mut [T], value: impl Fn(usize) -> T) {
+    slots.iter_mut().enumerate().for_each(|(row, slot)| *slot = value(row));
+}
+
 fn read_clock<R: Records>(
     clock: Clock,
     boot: Option<Span>,
     booted: Option<Booted>,
     records: &R,
     context: &SetContext<'_>,
-    out: &mut Vec<i64>,
+    out: &mut [i64],
 ) {
-    let (n, export_us) = (records.count(), context.export_us);
+    let export_us = context.export_us;
     match clock {
-        Clock::Epoch(span, unit) if span.width == 8 => records.extend(span, out, |octets| {
+        Clock::Epoch(span, unit) if span.width == 8 => records.fill(span, out, |octets| {
             i64::try_from(u64::from_be_bytes(octets)).unwrap_or(i64::MAX).saturating_mul(unit)
         }),
         Clock::Epoch(span, unit) => {
-            records.extend(span, out, |octets| i64::from(u32::from_be_bytes(octets)).saturating_mul(unit));
+            records.fill(span, out, |octets| i64::from(u32::from_be_bytes(octets)).saturating_mul(unit));
         }
-        Clock::Ntp(span) => records.extend(span, out, |octets: [u8; 8]| match u64::from_be_bytes(octets) {
+        Clock::Ntp(span) => records.fill(span, out, |octets: [u8; 8]| match u64::from_be_bytes(octets) {
             0 => 0,
             _ => ntp_us(u32_at(&octets, 0), u32_at(&octets, 4), context.received_us),
         }),
-        Clock::Before(span) => out.extend((0..n).map(|row| {
+        Clock::Before(span) => each(out, |row| {
             export_us.saturating_sub(i64::try_from(unsigned(records.bytes(row, span))).unwrap_or(i64::MAX))
-        })),
+        }),
         Clock::Uptime(span) => match (boot, booted) {
-            (Some(boot), header) => out.extend((0..n).map(|row| {
+            (Some(boot), header) => each(out, |row| {
                 let boot_ms = i64::try_from(unsigned(records.bytes(row, boot))).unwrap_or(0);
                 let booted =
                     if boot_ms > 0 { Some(Booted::At(boot_ms.saturating_mul(1_000))) } else { header };
                 let time = u32_at(records.bytes(row, span), 0);
                 booted.map_or(ABSENT, |booted| booted.time(export_us, time))
-            })),
+            }),
             (None, Some(Booted::At(boot_us))) => {
-                records.extend(span, out, |octets| from_boot(export_us, boot_us, u32::from_be_bytes(octets)));
+                records.fill(span, out, |octets| from_boot(export_us, boot_us, u32::from_be_bytes(octets)));
             }
             (None, Some(Booted::Ago(uptime_ms))) => records
-                .extend(span, out, |octets| from_uptime(export_us, uptime_ms, u32::from_be_bytes(octets))),
-            (None, None) => out.extend((0..n).map(|_| ABSENT)),
+                .fill(span, out, |octets| from_uptime(export_us, uptime_ms, u32::from_be_bytes(octets))),
+            (None, None) => out.fill(ABSENT),
         },
     }
 }
@@ -687,6 +724,7 @@ fn sampling<R: Records>(
     let (mut sampler, mut last, mut run) = (None, (rest, rest_source), 0);
     samplers.clear();
     if let Some(span) = by_sampler {
+        samplers.resize(n.next_multiple_of(LANES), 0);
         numbers(span, records, samplers);
     }
     for row in 0..n {
@@ -707,12 +745,12 @@ fn sampling<R: Records>(
 }
 
 /// A field of all records, as numbers.
-fn numbers<R: Records>(span: Span, records: &R, out: &mut Vec<u64>) {
+fn numbers<R: Records>(span: Span, records: &R, out: &mut [u64]) {
     match span.width {
-        1 => records.extend(span, out, |[octet]: [u8; 1]| u64::from(octet)),
-        2 => records.extend(span, out, |octets| u64::from(u16::from_be_bytes(octets))),
-        4 => records.extend(span, out, |octets| u64::from(u32::from_be_bytes(octets))),
-        _ => out.extend((0..records.count()).map(|row| unsigned(records.bytes(row, span)))),
+        1 => records.fill(span, out, |[octet]: [u8; 1]| u64::from(octet)),
+        2 => records.fill(span, out, |octets| u64::from(u16::from_be_bytes(octets))),
+        4 => records.fill(span, out, |octets| u64::from(u32::from_be_bytes(octets))),
+        _ => each(out, |row| unsigned(records.bytes(row, span))),
     }
 }
 
@@ -746,8 +784,9 @@ pub(crate) fn interval(bytes: &[u8], little_endian: bool) -> u64 {
 fn icmp_in_port<R: Records>(icmp: &IcmpInPort, records: &R, out: &mut Builder, scratch: &mut Scratch) {
     let n = records.count();
     let protocols = &mut scratch.protocols;
-    protocols.clear();
-    records.extend(icmp.protocol, protocols, |[protocol]: [u8; 1]| protocol);
+    protocols.resize(n.next_multiple_of(LANES), 0);
+    records.fill(icmp.protocol, protocols, |[protocol]: [u8; 1]| protocol);
+    protocols.truncate(n);
     if !protocols.iter().fold(false, |any, protocol| any | (*protocol == 1) | (*protocol == 58)) {
         return;
     }

@@ -246,7 +246,7 @@ impl<'r> Reader<'r> {
     /// Looks at one block. None at the end of the file.
     fn step(&mut self) -> Result<Option<Step>, CaptureError> {
         let frame = self.stats.frames + 1;
-        self.refuse_short_block(frame)?;
+        self.refuse_odd_length(frame)?;
         let (size, step) = match self.blocks.next() {
             Ok((size, block)) => {
                 let packet = match &mut self.format {
@@ -277,18 +277,19 @@ impl<'r> Reader<'r> {
         Ok(Some(step))
     }
 
-    /// A pcapng block has at least its type and its length twice, 12 bytes. pcap-parser 0.17 subtracts them before it
-    /// looks (process information blocks), and panics where overflow is checked.
-    fn refuse_short_block(&self, frame: u64) -> Result<(), CaptureError> {
-        match &self.format {
-            Format::PcapNg { big_endian, .. } => match block_len(self.blocks.data(), *big_endian) {
-                Some(len) if len < MIN_BLOCK_BYTES => {
-                    Err(CaptureError::Damaged { frame, what: contradiction(len) })
-                }
-                _ => Ok(()),
-            },
-            Format::Pcap { .. } => Ok(()),
-        }
+    /// A pcapng block has at least its type and its length twice, 12 bytes, and is padded to a multiple of four
+    /// (draft-ietf-opsawg-pcapng §3.1). pcap-parser 0.17 subtracts the twelve before it looks (process information
+    /// blocks), and panics where overflow is checked; where a block that is not padded ends, it says now so and now so.
+    fn refuse_odd_length(&self, frame: u64) -> Result<(), CaptureError> {
+        let Format::PcapNg { big_endian, .. } = &self.format else { return Ok(()) };
+        let what = match block_len(self.blocks.data(), *big_endian) {
+            Some(len) if len < MIN_BLOCK_BYTES => contradiction(len),
+            Some(len) if !len.is_multiple_of(4) => {
+                format!("a block of {len} bytes, which is not a multiple of four")
+            }
+            _ => return Ok(()),
+        };
+        Err(CaptureError::Damaged { frame, what })
     }
 
     /// Reads on where the buffer holds no whole block, or says why that is no use. None stands for `Incomplete`.

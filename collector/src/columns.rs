@@ -257,7 +257,7 @@ impl Labels {
 
     fn finish(&mut self) -> ArrayRef {
         let labels = Arc::new(StringArray::from(std::mem::take(&mut self.labels)));
-        let all_first = self.keys.values().iter().fold(0, |any, key| any | key) == 0;
+        let all_first = self.keys.values_mut().iter().fold(0, |any, key| any | key) == 0;
         if all_first && self.keys.validity.nulls() == 0 && self.keys.validity.len() <= ZEROS {
             // most columns of labels have one: its keys are known to be right, which to check takes as long as to
             // write them
@@ -576,8 +576,8 @@ impl Builder {
     /// About how many bytes the batch has.
     pub fn bytes(&self) -> usize {
         let size = |column: &Buffers| match column {
-            Buffers::Ip(column) => column.values().len() * 16,
-            Buffers::Mac(column) => column.values().len() * 6,
+            Buffers::Ip(column) => column.rows() * 16,
+            Buffers::Mac(column) => column.rows() * 6,
             Buffers::Text(column) => column.bytes.len() + column.offsets.len() * 4,
             Buffers::List(column) => (column.items.len() + column.offsets.len()) * 4,
             Buffers::Map(column) => {

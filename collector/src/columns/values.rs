@@ -146,7 +146,7 @@ impl Validity {
 /// What a column of fixed width holds, and how it lies in the buffer. An address lies there as an integer of its octets
 /// as they are: a type that Arrow gives buffers back for ([`Builder::finish_reusing`]).
 pub trait Item: Copy {
-    type Stored: Copy + Default;
+    type Stored: Copy + Default + PartialEq;
 
     fn stored(self) -> Self::Stored;
 }
@@ -184,14 +184,22 @@ pub(crate) const LANES: usize = 4;
 /// append, and memory that comes back from a batch has its slots already.
 #[derive(Debug)]
 pub struct Values<T: Item> {
-    /// The values of `validity.len` rows, zeros where there is none, and whatever in the slots after them.
+    /// The values of the first `written` rows, zeros where there is none, and whatever in the slots after them.
     slots: Vec<T::Stored>,
+    written: usize,
+    /// The value of all rows after these: what set after set has alike is written when something else comes.
+    repeated: T::Stored,
     pub(super) validity: Validity,
 }
 
 impl<T: Item> Default for Values<T> {
     fn default() -> Self {
-        Values { slots: Vec::new(), validity: Validity::default() }
+        Values {
+            slots: Vec::new(),
+            written: 0,
+            repeated: T::Stored::default(),
+            validity: Validity::default(),
+        }
     }
 }
 
@@ -202,40 +210,49 @@ impl<T: Item> Values<T> {
         self.validity.len
     }
 
-    /// The values so far, zeros for NULLs among them.
-    #[inline]
-    pub fn values(&self) -> &[T::Stored] {
-        &self.slots[..self.validity.len]
-    }
-
-    /// The same, to be changed in place.
+    /// The values so far, zeros for NULLs among them, to be changed in place.
     pub(crate) fn values_mut(&mut self) -> &mut [T::Stored] {
+        self.write_repeated();
         &mut self.slots[..self.validity.len]
     }
 
-    /// The slots of the next `n` rows.
+    /// The slots of the next `n` rows, in which the caller writes `rows` of them.
     #[inline]
-    fn room(&mut self, n: usize) -> &mut [T::Stored] {
-        let (start, end) = (self.validity.len, self.validity.len + n);
+    fn room(&mut self, n: usize, rows: usize) -> &mut [T::Stored] {
+        if self.written < self.validity.len {
+            self.write_repeated();
+        }
+        let (start, end) = (self.written, self.written + n);
         if self.slots.len() < end {
             self.grow(end);
         }
+        self.written += rows;
         &mut self.slots[start..end]
     }
 
-    /// Slots up to `end` at least, and some more where the memory is there: it is written to only as far as needed.
+    #[inline(never)]
+    fn write_repeated(&mut self) {
+        let rows = self.validity.len;
+        if self.slots.len() < rows {
+            self.grow(rows);
+        }
+        self.slots[self.written..rows].fill(self.repeated);
+        self.written = rows;
+    }
+
+    /// Slots up to `end` at least, and some more where the memory is there: no more of it is touched than is needed.
     #[cold]
     #[inline(never)]
     fn grow(&mut self, end: usize) {
         let before = self.slots.len();
         self.slots.reserve(end - before);
-        let after = (before + before / 8).clamp(end, self.slots.capacity());
+        let after = (end + 1_024).min(self.slots.capacity());
         self.slots.resize(after, T::Stored::default());
     }
 
     #[inline]
     pub fn push(&mut self, value: T) {
-        self.room(1)[0] = value.stored();
+        self.room(1, 1)[0] = value.stored();
         self.validity.valid(1);
     }
 
@@ -255,7 +272,11 @@ impl<T: Item> Values<T> {
     /// The same value for `n` rows.
     #[inline]
     pub fn push_n(&mut self, value: T, n: usize) {
-        self.room(n).fill(value.stored());
+        let value = value.stored();
+        if self.repeated != value || self.written == self.validity.len {
+            self.write_repeated();
+            self.repeated = value;
+        }
         self.validity.valid(n);
     }
 
@@ -264,7 +285,7 @@ impl<T: Item> Values<T> {
     #[inline]
     pub fn append_some(&mut self, some: u64, values: impl ExactSizeIterator<Item = T>) {
         let n = values.len();
-        for (slot, value) in self.room(n).iter_mut().zip(values) {
+        for (slot, value) in self.room(n, n).iter_mut().zip(values) {
             *slot = value.stored();
         }
         self.validity.some(some, n);
@@ -274,24 +295,26 @@ impl<T: Item> Values<T> {
     /// a multiple of [`LANES`], in which it may leave what it likes.
     #[inline]
     pub fn append(&mut self, n: usize, fill: impl FnOnce(&mut [T::Stored])) {
-        fill(self.room(n.next_multiple_of(LANES)));
+        fill(self.room(n.next_multiple_of(LANES), n));
         self.validity.valid(n);
     }
 
     #[inline]
     pub fn push_nulls(&mut self, n: usize) {
-        self.room(n).fill(T::Stored::default());
+        self.room(n, n).fill(T::Stored::default());
         self.validity.null(n);
     }
 
     /// The values of all rows and which of them there are; nothing is left.
     pub(super) fn take(&mut self) -> (Vec<T::Stored>, Option<NullBuffer>) {
+        self.write_repeated();
         let mut values = std::mem::take(&mut self.slots);
-        values.truncate(self.validity.len);
+        values.truncate(std::mem::take(&mut self.written));
         (values, self.validity.take())
     }
 
     pub(super) fn truncate(&mut self, rows: usize) {
+        self.written = self.written.min(rows);
         self.validity.truncate(rows);
     }
 

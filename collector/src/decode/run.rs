@@ -718,14 +718,21 @@ fn sampling<R: Records>(
         }
         out.labels(source).push_n(why.label(), n);
     };
-    // one sampler, and one rate, for most records: it is looked up where the sampler changes, and written where the rate
-    // does
+    // one sampler, and one rate, for most sets; in others it is looked up where the sampler changes, and written where
+    // the rate does
     let by_sampler_only = sampling.rates.is_empty() && !by_interface;
     let (mut sampler, mut last, mut run) = (None, (rest, rest_source), 0);
     samplers.clear();
     if let Some(span) = by_sampler {
         samplers.resize(n.next_multiple_of(LANES), 0);
         numbers(span, records, samplers);
+        samplers.truncate(n);
+        let first = samplers[0];
+        if by_sampler_only && samplers.iter().fold(0, |differ, sampler| differ | (sampler ^ first)) == 0 {
+            let found = find(0, Some(first));
+            put(found, n);
+            return found.0;
+        }
     }
     for row in 0..n {
         let this = samplers.get(row).copied();

@@ -172,10 +172,9 @@ impl Aggregator {
 
         let countries = config.aggregate.countries.clone();
         let load = countries.clone();
-        tokio::task::spawn_blocking(move || load.load())
-            .await
-            .map_err(|error| AggregatorError::Config(format!("aggregate.countries: {error}")))?
-            .map_err(|error| AggregatorError::Config(format!("aggregate.countries: {error}")))?;
+        let wrong = |error: String| AggregatorError::Config(format!("aggregate.countries: {error}"));
+        let loaded = tokio::task::spawn_blocking(move || load.load()).await;
+        loaded.map_err(|error| wrong(error.to_string()))?.map_err(|error| wrong(error.to_string()))?;
         tokio::spawn(countries.clone().follow(servers.clone()));
         let store = tokio::select! {
             store = open_store(&config, &deps.data_dir, &deps.log_id) => store?,

@@ -26,7 +26,8 @@ pub struct BatchConfig {
     pub max_bytes: usize,
     /// How long a row waits at most for its batch to be closed; what SQL shows is at least that old.
     pub max_age_ms: u64,
-    /// Compression of the Arrow buffers: `lz4`, `zstd`, `none`, or `auto`: none for the embedded log, lz4 for Kafka.
+    /// Compression of the Arrow buffers: `lz4`, `zstd`, `runs` (only the columns that hardly change from row to row, by
+    /// lz4), `none`, or `auto`: runs for the embedded log, lz4 for Kafka.
     pub compression: BatchCompression,
 }
 
@@ -34,10 +35,11 @@ pub struct BatchConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BatchCompression {
-    /// What pays for the log: lz4 for Kafka, none for the embedded one (docs/decisions/log-compression.md).
+    /// What pays for the log: lz4 for Kafka, runs for the embedded one (docs/decisions/log-compression.md).
     #[default]
     Auto,
     None,
+    Runs,
     Lz4,
     Zstd,
 }
@@ -48,6 +50,7 @@ impl BatchCompression {
         match self {
             BatchCompression::Auto => usual,
             BatchCompression::None => Compression::None,
+            BatchCompression::Runs => Compression::Runs,
             BatchCompression::Lz4 => Compression::Lz4,
             BatchCompression::Zstd => Compression::Zstd,
         }
@@ -212,7 +215,11 @@ impl Default for SizeRatios {
 impl SizeRatios {
     pub fn new(compression: Compression) -> SizeRatios {
         // Until measured: random traffic.
-        let ratio = if compression == Compression::None { 1_000 } else { 350 };
+        let ratio = match compression {
+            Compression::None => 1_000,
+            Compression::Runs => 750,
+            Compression::Lz4 | Compression::Zstd => 350,
+        };
         SizeRatios(std::array::from_fn(|_| AtomicU32::new(ratio)))
     }
 

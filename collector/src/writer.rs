@@ -448,7 +448,7 @@ impl Writer {
     }
 
     fn body(&self, pieces: Vec<Buffer>, lease: Option<Lease>) -> Body {
-        if self.compression == Compression::None {
+        if matches!(self.compression, Compression::None | Compression::Runs) {
             return Body::lent(pieces, lease);
         }
         // one piece of exactly what is counted: the encoder reserves generously

@@ -13,6 +13,7 @@ use arrow::ipc::writer::{IpcWriteOptions, StreamEncoder};
 use arrow::ipc::{CompressionType, root_as_message};
 use bytes::Bytes;
 
+use crate::runs;
 use crate::tables::{SCHEMA_VERSION, Table};
 
 /// What a batch is, for those who carry it.
@@ -121,6 +122,8 @@ pub enum EnvelopeError {
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
     None,
+    /// Only the columns that hardly change from row to row, by LZ4.
+    Runs,
     #[default]
     Lz4,
     Zstd,
@@ -213,8 +216,9 @@ impl Envelope {
 /// The body of a message: an Arrow IPC stream that holds `batch`, in pieces that follow one another. Buffers that are
 /// not compressed are the batch's own.
 pub fn encode_pieces(batch: &RecordBatch, compression: Compression) -> Result<Vec<Buffer>, EnvelopeError> {
+    let squeeze = compression == Compression::Runs;
     let compression = match compression {
-        Compression::None => None,
+        Compression::None | Compression::Runs => None,
         Compression::Lz4 => Some(CompressionType::LZ4_FRAME),
         Compression::Zstd => Some(CompressionType::ZSTD),
     };
@@ -222,7 +226,7 @@ pub fn encode_pieces(batch: &RecordBatch, compression: Compression) -> Result<Ve
     let mut encoder = StreamEncoder::try_new_with_options(batch.schema_ref(), options)?;
     let mut pieces = encoder.encode(batch)?;
     pieces.extend(encoder.finish()?);
-    Ok(pieces)
+    Ok(if squeeze { runs::compress(pieces)? } else { pieces })
 }
 
 /// The body of a message in one piece.
@@ -332,7 +336,7 @@ mod tests {
         let batch = batch();
         let envelope = Envelope::of(&batch, Table::Flows, "c1", 7, 42);
         assert_eq!((envelope.min_time_us, envelope.max_time_us, envelope.rows), (10, 30, 3));
-        for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+        for compression in [Compression::None, Compression::Runs, Compression::Lz4, Compression::Zstd] {
             let body = encode_body(&batch, compression).unwrap();
             assert_eq!(decode_body(&envelope, &body).unwrap(), batch);
         }
@@ -357,7 +361,7 @@ mod tests {
     fn damage_anywhere_is_an_error_or_another_batch() {
         let batch = batch();
         let envelope = Envelope::of(&batch, Table::Flows, "c1", 7, 42);
-        for compression in [Compression::None, Compression::Lz4] {
+        for compression in [Compression::None, Compression::Runs, Compression::Lz4] {
             let body = encode_body(&batch, compression).unwrap();
             let mut refused = 0;
             for at in 0..body.len() {

@@ -11,6 +11,7 @@ pub mod address;
 pub mod elements;
 pub mod envelope;
 pub mod names;
+mod runs;
 pub mod segment;
 pub mod tables;
 

@@ -208,9 +208,7 @@ pub(super) struct Pairs {
 impl Pairs {
     fn new(first: &[u32], second: &[u32]) -> Pairs {
         let mut interner = Interner::new();
-        let mut numbers = Vec::with_capacity(first.len());
-        let keys = first.iter().zip(second).map(|(first, second)| pair(*first, *second));
-        interner.numbers(keys, &mut numbers);
+        let numbers = interner.numbers(first.iter().zip(second).map(|(first, second)| pair(*first, *second)));
         Pairs { numbers: Rc::new(numbers), pairs: Rc::new(interner.keys().to_vec()) }
     }
 }
@@ -282,7 +280,8 @@ pub(super) struct Atoms<'a> {
     /// Of two attributes of rows, as they were asked for.
     pairs: HashMap<(Atom, Atom), Pairs>,
     hosts: Hosts,
-    host_numbers: [Option<Rc<Vec<u32>>>; 2],
+    /// Of each row, source and destination.
+    ends: Option<[Rc<Vec<u32>>; 2]>,
 }
 
 impl<'a> Atoms<'a> {
@@ -300,7 +299,7 @@ impl<'a> Atoms<'a> {
             known: HashMap::new(),
             pairs: HashMap::new(),
             hosts: Hosts::new(),
-            host_numbers: [None, None],
+            ends: None,
         }
     }
 
@@ -328,41 +327,49 @@ impl<'a> Atoms<'a> {
         Ok(numbered)
     }
 
-    fn hosts_of(&mut self, at: usize) -> Result<Rc<Vec<u32>>, ArrowError> {
-        if let Some(known) = &self.host_numbers[at] {
-            return Ok(Rc::clone(known));
-        }
-        let numbers = Rc::new(self.hosts.numbers(self.flows, ["src_addr", "dst_addr"][at])?);
-        self.host_numbers[at] = Some(Rc::clone(&numbers));
-        Ok(numbers)
-    }
-
     fn of_rows(&mut self, atom: Atom) -> Result<Numbered, ArrowError> {
-        Ok(match atom {
-            Atom::SrcAddr => self.addresses(0)?,
-            Atom::DstAddr => self.addresses(1)?,
-            Atom::SrcNet => self.networks(0)?,
-            Atom::DstNet => self.networks(1)?,
-            Atom::SrcPort => self.ports("src_port")?,
-            Atom::DstPort => self.ports("dst_port")?,
-            Atom::SrcCountry => self.countries(0)?,
-            Atom::DstCountry => self.countries(1)?,
-            Atom::VrfIn => self.vrfs("vrf_in")?,
-            Atom::VrfOut => self.vrfs("vrf_out")?,
-            _ => self.texts("app_name")?,
-        })
+        // of hosts: both ends have the same values, so they are numbered together
+        let (atoms, ends) = match atom {
+            Atom::SrcAddr | Atom::DstAddr => ([Atom::SrcAddr, Atom::DstAddr], self.addresses()?),
+            Atom::SrcNet | Atom::DstNet => ([Atom::SrcNet, Atom::DstNet], self.networks()?),
+            Atom::SrcCountry | Atom::DstCountry => ([Atom::SrcCountry, Atom::DstCountry], self.countries()?),
+            Atom::SrcPort => return self.ports("src_port"),
+            Atom::DstPort => return self.ports("dst_port"),
+            Atom::VrfIn => return self.vrfs("vrf_in"),
+            Atom::VrfOut => return self.vrfs("vrf_out"),
+            _ => return self.texts("app_name"),
+        };
+        self.known.extend(atoms.into_iter().zip(ends));
+        Ok(self.known[&atom].clone())
     }
 
-    fn addresses(&mut self, at: usize) -> Result<Numbered, ArrowError> {
-        // both directions first: the numbers of both are places in the values
-        let numbers = [self.hosts_of(0)?, self.hosts_of(1)?];
+    /// The hosts of each row at both ends, as places in [`Hosts::values`].
+    fn ends(&mut self) -> Result<[Rc<Vec<u32>>; 2], ArrowError> {
+        if let Some(known) = &self.ends {
+            return Ok(known.clone());
+        }
+        let mut numbers = |column| self.hosts.numbers(self.flows, column).map(Rc::new);
+        let ends = [numbers("src_addr")?, numbers("dst_addr")?];
+        self.ends = Some(ends.clone());
+        Ok(ends)
+    }
+
+    fn addresses(&mut self) -> Result<[Numbered; 2], ArrowError> {
+        let ends = self.ends()?;
         let values = Values::Addresses(Rc::new(self.hosts.values()));
-        Ok(Numbered { numbers: Rc::clone(&numbers[at]), values })
+        Ok(ends.map(|numbers| Numbered { numbers, values: values.clone() }))
+    }
+
+    /// What is known of each host, at both ends of each row.
+    fn by_host(&mut self, of_host: &[u32], values: &Values) -> Result<[Numbered; 2], ArrowError> {
+        let of_rows = |hosts: Rc<Vec<u32>>| hosts.iter().map(|host| of_host[*host as usize]).collect();
+        let ends = self.ends()?.map(of_rows);
+        Ok(ends.map(|numbers| Numbered { numbers: Rc::new(numbers), values: values.clone() }))
     }
 
     /// Masks each host once.
-    fn networks(&mut self, at: usize) -> Result<Numbered, ArrowError> {
-        let numbers = [self.hosts_of(0)?, self.hosts_of(1)?];
+    fn networks(&mut self) -> Result<[Numbered; 2], ArrowError> {
+        self.ends()?;
         let (v4, v6) = (self.config.prefix_v4, self.config.prefix_v6);
         let mask = |length: u32| if length == 0 { 0 } else { u128::MAX << (128 - length.min(128)) };
         let (mask_v4, mask_v6) = (mask(96 + u32::from(v4)), mask(u32::from(v6)));
@@ -370,19 +377,16 @@ impl<'a> Atoms<'a> {
         let masked = |address: u128| address & if is_v4(address) { mask_v4 } else { mask_v6 };
         let hosts = self.hosts.values();
         let of_host: Vec<u32> = hosts.iter().map(|host| networks.number(host.map(masked))).collect();
-        let numbers = numbers[at].iter().map(|host| of_host[*host as usize]).collect();
-        let values = Values::Networks(Rc::new(networks.values()), v4, v6);
-        Ok(Numbered { numbers: Rc::new(numbers), values })
+        self.by_host(&of_host, &Values::Networks(Rc::new(networks.values()), v4, v6))
     }
 
     /// Looks each host up once.
-    fn countries(&mut self, at: usize) -> Result<Numbered, ArrowError> {
-        let numbers = [self.hosts_of(0)?, self.hosts_of(1)?];
+    fn countries(&mut self) -> Result<[Numbered; 2], ArrowError> {
+        self.ends()?;
         let ranges = self.config.countries.current().unwrap_or_else(Ranges::none);
         let number = |host: &Option<u128>| host.map_or(0, |host| u32::from(ranges.number(host)));
         let of_host: Vec<u32> = self.hosts.values().iter().map(number).collect();
-        let numbers = numbers[at].iter().map(|host| of_host[*host as usize]).collect();
-        Ok(Numbered { numbers: Rc::new(numbers), values: Values::Countries(ranges) })
+        self.by_host(&of_host, &Values::Countries(ranges))
     }
 
     fn ports(&self, column: &str) -> Result<Numbered, ArrowError> {
@@ -390,9 +394,7 @@ impl<'a> Atoms<'a> {
         let mut interner = Interner::new();
         let keys =
             ports.iter().zip(&protocols).map(|(port, protocol)| packed(*port) | small(*protocol) << 33);
-        let mut numbers = Vec::with_capacity(self.flows.rows);
-        interner.numbers(keys, &mut numbers);
-        let numbers = Rc::new(numbers);
+        let numbers = Rc::new(interner.numbers(keys));
         let value = |key: &u64| (unpacked(key >> 33), unpacked(key & 0x1_ffff_ffff));
         Ok(Numbered { numbers, values: Values::Ports(interner.keys().iter().map(value).collect()) })
     }

@@ -54,7 +54,8 @@ impl Hosts {
             Addresses::None(rows) => numbers.resize(numbers.len() + rows, 0),
             Addresses::All(values) => {
                 let from = numbers.len();
-                self.interner.numbers(values.iter().map(|value| u128::from_be_bytes(*value)), &mut numbers);
+                let values = values.iter().map(|value| u128::from_be_bytes(*value));
+                self.interner.append_numbers(values, &mut numbers);
                 numbers[from..].iter_mut().for_each(|number| *number += 1);
             }
             Addresses::Some(values, nulls) => {
@@ -89,8 +90,7 @@ impl Links {
             let interfaces = u128::from(packed(*in_if)) << 33 | u128::from(packed(*out_if));
             u128::from(*exporter) << 66 | interfaces
         });
-        let mut of_row = Vec::with_capacity(flows.rows);
-        links.numbers(keys, &mut of_row);
+        let of_row = links.numbers(keys);
         Ok(Links { exporters: hosts.values(), links, of_row })
     }
 
@@ -129,14 +129,13 @@ fn classes(flows: &Flows<'_>) -> Result<(Vec<ClassKey>, Vec<u32>), ArrowError> {
     let (protocol, tos) = (flows.numbers("ip_protocol")?, flows.numbers("tos")?);
     let (src_as, dst_as) = (flows.numbers("src_as")?, flows.numbers("dst_as")?);
     let mut interner = Interner::new();
-    let mut of_row = Vec::with_capacity(flows.rows);
     let key = |row: usize| {
         let class = small(protocol[row]) | small(dscp(tos[row])) << 9;
         let lower = u64::from(links.of_row[row]) | class << 32;
         let systems = u128::from(packed(src_as[row])) << 50 | u128::from(packed(dst_as[row])) << 83;
         u128::from(lower) | systems
     };
-    interner.numbers((0..flows.rows).map(key), &mut of_row);
+    let of_row = interner.numbers((0..flows.rows).map(key));
     let keys = interner.keys().iter().map(|key| {
         let (exporter, in_if, out_if) = links.get(*key as u32);
         ClassKey {

@@ -65,9 +65,16 @@ impl<K: Key> Interner<K> {
         self.number_of(key, self.hash(key))
     }
 
+    /// The numbers of all of `keys`.
+    pub(super) fn numbers(&mut self, keys: impl Iterator<Item = K>) -> Vec<u32> {
+        let mut numbers = Vec::with_capacity(keys.size_hint().0);
+        self.append_numbers(keys, &mut numbers);
+        numbers
+    }
+
     /// The numbers of all of `keys`, at the end of `numbers`. Each step is taken for many keys before the next one, so that
     /// the processor waits for the memory of many of them at once.
-    pub(super) fn numbers(&mut self, mut keys: impl Iterator<Item = K>, numbers: &mut Vec<u32>) {
+    pub(super) fn append_numbers(&mut self, mut keys: impl Iterator<Item = K>, numbers: &mut Vec<u32>) {
         let (mut some, mut hashes, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             some.clear();
@@ -163,7 +170,7 @@ mod tests {
             keys.push(key);
         }
         for some in keys.chunks(7_000) {
-            at_once.numbers(some.iter().copied(), &mut numbers);
+            at_once.append_numbers(some.iter().copied(), &mut numbers);
         }
         assert!(keys.iter().zip(&numbers).all(|(key, number)| model[key] == *number));
         assert_eq!((numbers.len(), at_once.keys()), (keys.len(), interner.keys()));

@@ -164,8 +164,7 @@ impl Classes {
             let dropped = status.get(row).is_some_and(|status| *status != NONE && status >> 6 == 2);
             u64::from(*link) | small(*tos) << 32 | size << 41 | u64::from(dropped) << 44
         };
-        let mut of_row = Vec::with_capacity(flows.rows);
-        interner.numbers(links.of_row.iter().zip(&tos).enumerate().map(key), &mut of_row);
+        let of_row = interner.numbers(links.of_row.iter().zip(&tos).enumerate().map(key));
         let keys = interner.keys().to_vec();
         let mut exporters = Hosts::new();
         let mut group_interner: Interner<u128> = Interner::new();

@@ -232,7 +232,7 @@ pub(super) fn envelope_of(rows: u8) -> Envelope {
 pub(super) fn envelope() -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     for batch in batches() {
-        for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+        for compression in [Compression::None, Compression::Runs, Compression::Lz4, Compression::Zstd] {
             let body = encode_body(&batch, compression).unwrap();
             all.push([&[u8::try_from(batch.num_rows()).unwrap()][..], &body].concat());
         }

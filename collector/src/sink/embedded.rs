@@ -357,9 +357,9 @@ impl Sink for EmbeddedSink {
         }
     }
 
-    /// A local disk takes bytes for less than compressing them costs.
+    /// A local disk takes bytes for less than compressing them costs, but for what hardly changes.
     fn compression(&self) -> Compression {
-        Compression::None
+        Compression::Runs
     }
 
     /// A message has a schema to be written, a hundred pieces of memory to be handed about: with twice as many rows in it

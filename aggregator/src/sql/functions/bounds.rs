@@ -4,13 +4,11 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::DataType;
 use datafusion::catalog::{TableFunctionArgs, TableFunctionImpl, TableProvider};
 use datafusion::common::{Result, ScalarValue};
-use datafusion::logical_expr::{
-    ColumnarValue, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
-};
+use datafusion::logical_expr::{ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF};
 
+use super::instead::call_instead;
 use super::{Ints, Texts, bad_value, extent};
 
 /// What one call may produce, over the rows of a batch.
@@ -35,49 +33,15 @@ const NOT_OFFERED: [&str; 12] = [
 ];
 
 /// `repeat`, `lpad` and `rpad` with a bound on what they produce.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Bounded {
-    inner: Arc<ScalarUDF>,
-}
-
-impl ScalarUDFImpl for Bounded {
-    fn name(&self) -> &str {
-        self.inner.name()
+fn bounded(function: &ScalarUDF, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+    let name = function.name();
+    let bytes = produced(name, &args)?;
+    if bytes > CALL_BYTES {
+        return Err(bad_value(format!(
+            "{name} would produce {bytes} bytes in one call; the limit is {CALL_BYTES}"
+        )));
     }
-
-    fn aliases(&self) -> &[String] {
-        self.inner.aliases()
-    }
-
-    fn signature(&self) -> &Signature {
-        self.inner.signature()
-    }
-
-    fn return_type(&self, given: &[DataType]) -> Result<DataType> {
-        self.inner.return_type(given)
-    }
-
-    fn return_field_from_args(
-        &self,
-        args: ReturnFieldArgs<'_>,
-    ) -> Result<datafusion::arrow::datatypes::FieldRef> {
-        self.inner.return_field_from_args(args)
-    }
-
-    fn coerce_types(&self, given: &[DataType]) -> Result<Vec<DataType>> {
-        self.inner.coerce_types(given)
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let bytes = produced(self.name(), &args)?;
-        if bytes > CALL_BYTES {
-            return Err(bad_value(format!(
-                "{} would produce {bytes} bytes in one call; the limit is {CALL_BYTES}",
-                self.name()
-            )));
-        }
-        self.inner.invoke_with_args(args)
-    }
+    function.invoke_with_args(args)
 }
 
 fn produced(name: &str, args: &ScalarFunctionArgs) -> Result<u64> {
@@ -103,7 +67,7 @@ pub(crate) fn bound_scalars(functions: &mut Vec<Arc<ScalarUDF>>) {
     functions.retain(|function| !NOT_OFFERED.contains(&function.name()));
     for function in functions.iter_mut() {
         if matches!(function.name(), "repeat" | "lpad" | "rpad") {
-            *function = Arc::new(ScalarUDF::new_from_impl(Bounded { inner: Arc::clone(function) }));
+            call_instead(function, bounded);
         }
     }
 }

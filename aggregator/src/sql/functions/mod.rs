@@ -7,6 +7,7 @@ pub(crate) mod address;
 mod bounds;
 mod country;
 mod distinct;
+mod instead;
 mod media;
 mod names;
 mod percentile;

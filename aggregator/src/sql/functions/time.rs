@@ -8,12 +8,9 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::{Result, ScalarValue, internal_err};
 use datafusion::functions::datetime::date_bin;
 use datafusion::logical_expr::simplify::ExprSimplifyResult;
-use datafusion::logical_expr::sort_properties::{ExprProperties, SortProperties};
-use datafusion::logical_expr::{
-    ColumnarValue, Documentation, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl,
-    Signature, Volatility,
-};
+use datafusion::logical_expr::{ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, Volatility};
 
+use super::instead::call_instead;
 use super::{Arg, Floats, Returns, Spec, extent, finish};
 
 /// The type of every time column.
@@ -111,17 +108,10 @@ impl datafusion::logical_expr::ScalarUDFImpl for Now {
     }
 }
 
-/// `date_trunc` of our time columns. In UTC hours and days are of one length, but DataFusion counts so only where a time has
-/// no zone, and looks at the calendar for each row otherwise, which takes some fifty times as long.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct TruncatedInUtc {
-    inner: Arc<ScalarUDF>,
-}
-
-/// Puts it in the place of a session's `date_trunc`.
+/// Puts [`truncated_in_utc`] in the place of a session's `date_trunc`.
 pub(crate) fn truncate_in_utc(functions: &mut [Arc<ScalarUDF>]) {
     for function in functions.iter_mut().filter(|function| function.name() == "date_trunc") {
-        *function = Arc::new(ScalarUDF::new_from_impl(TruncatedInUtc { inner: Arc::clone(function) }));
+        call_instead(function, truncated_in_utc);
     }
 }
 
@@ -130,51 +120,20 @@ fn with_zone(times: &ArrayRef, zone: Option<&str>) -> ArrayRef {
     Arc::new(times.as_primitive::<TimestampMicrosecondType>().clone().with_timezone_opt(zone))
 }
 
-impl ScalarUDFImpl for TruncatedInUtc {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn aliases(&self) -> &[String] {
-        self.inner.aliases()
-    }
-
-    fn signature(&self) -> &Signature {
-        self.inner.signature()
-    }
-
-    fn return_type(&self, given: &[DataType]) -> Result<DataType> {
-        self.inner.return_type(given)
-    }
-
-    fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
-        self.inner.return_field_from_args(args)
-    }
-
-    fn output_ordering(&self, inputs: &[ExprProperties]) -> Result<SortProperties> {
-        self.inner.output_ordering(inputs)
-    }
-
-    fn documentation(&self) -> Option<&Documentation> {
-        self.inner.documentation()
-    }
-
-    fn invoke_with_args(&self, mut args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let bare = match args.args.get(1) {
-            Some(ColumnarValue::Array(times)) if *times.data_type() == timestamp_type() => {
-                with_zone(times, None)
-            }
-            _ => return self.inner.invoke_with_args(args),
-        };
-        let field =
-            |field: &FieldRef| Arc::new(field.as_ref().clone().with_data_type(bare.data_type().clone()));
-        args.arg_fields[1] = field(&args.arg_fields[1]);
-        args.return_field = field(&args.return_field);
-        args.args[1] = ColumnarValue::Array(bare);
-        match self.inner.invoke_with_args(args)? {
-            ColumnarValue::Array(times) => Ok(ColumnarValue::Array(with_zone(&times, Some("UTC")))),
-            ColumnarValue::Scalar(_) => internal_err!("date_trunc() of a column gave one value"),
-        }
+/// `date_trunc` of our time columns. In UTC hours and days are of one length, but DataFusion counts so only where a time has
+/// no zone, and looks at the calendar for each row otherwise, which takes some fifty times as long.
+fn truncated_in_utc(date_trunc: &ScalarUDF, mut args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+    let bare = match args.args.get(1) {
+        Some(ColumnarValue::Array(times)) if *times.data_type() == timestamp_type() => with_zone(times, None),
+        _ => return date_trunc.invoke_with_args(args),
+    };
+    let field = |field: &FieldRef| Arc::new(field.as_ref().clone().with_data_type(bare.data_type().clone()));
+    args.arg_fields[1] = field(&args.arg_fields[1]);
+    args.return_field = field(&args.return_field);
+    args.args[1] = ColumnarValue::Array(bare);
+    match date_trunc.invoke_with_args(args)? {
+        ColumnarValue::Array(times) => Ok(ColumnarValue::Array(with_zone(&times, Some("UTC")))),
+        ColumnarValue::Scalar(_) => internal_err!("date_trunc() of a column gave one value"),
     }
 }
 

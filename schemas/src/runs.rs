@@ -154,7 +154,7 @@ fn hardly_changes(bytes: &[u8]) -> bool {
     // not at equal distances: datagrams of one exporter have the same number of rows, and so do the runs of equal values
     let most = (bytes.len() - 2 * WINDOW) as u64;
     let is_alike = |sample: &usize| {
-        let at = ((*sample as u64).wrapping_mul(GOLDEN) & 0xffff_ffff) * most >> 32;
+        let at = (((*sample as u64).wrapping_mul(GOLDEN) & 0xffff_ffff) * most) >> 32;
         let pair = bytes[at as usize..].first_chunk::<{ 2 * WINDOW }>();
         pair.is_some_and(|pair| pair[..WINDOW] == pair[WINDOW..])
     };

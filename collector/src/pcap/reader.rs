@@ -436,9 +436,9 @@ fn take(packet: Packet<'_>, reassembly: &mut Reassembly, stats: &mut Stats, payl
 
 /// The length that the pcapng block at the start of `data` claims.
 fn block_len(data: &[u8], big_endian: bool) -> Option<usize> {
-    // a section header may change the byte order: its own magic number counts
+    // a section header may change the byte order: its own magic number counts, and has to be read first
     let big_endian = match data {
-        [0x0a, 0x0d, 0x0d, 0x0a, _, _, _, _, magic, ..] => *magic == 0x1a,
+        [0x0a, 0x0d, 0x0d, 0x0a, rest @ ..] => *rest.get(4)? == 0x1a,
         _ => big_endian,
     };
     let &[a, b, c, d] = data.get(4..8)? else { return None };

@@ -350,6 +350,35 @@ fn a_block_shorter_than_its_own_head_is_damage_whatever_its_kind() {
     }
 }
 
+/// The eight octets of a section header that have come do not tell its byte order yet.
+#[test]
+fn sections_of_both_byte_orders_are_read_from_a_pipe_that_dribbles() {
+    let mut file = Vec::new();
+    for long in [u32::to_le_bytes, u32::to_be_bytes, u32::to_le_bytes] {
+        let short =
+            |value: u16| if long(1) == [1, 0, 0, 0] { value.to_le_bytes() } else { value.to_be_bytes() };
+        let version = [short(1), short(0)].concat();
+        file.extend(block(0x0a0d_0d0a, &[&long(0x1a2b_3c4d)[..], &version, &[0xff; 8]].concat(), long));
+        file.extend(block(1, &[&short(1)[..], &[0, 0], &long(0)].concat(), long));
+        let frame = ethernet(&[], 0x0800, &ipv4(17, 0, &udp(b"datagram")));
+        let length = u32::try_from(frame.len()).unwrap();
+        let head = [long(0), long(0), long(1), long(length), long(length)].concat();
+        file.extend(block(6, &[head, frame].concat(), long));
+    }
+    let (whole, dribbled) = (read(&file), read_from(Trickle(&file)));
+    assert!(whole.1.is_none() && dribbled.1.is_none(), "{:?} {:?}", whole.1, dribbled.1);
+    assert_eq!((whole.0.len(), &whole.0), (3, &dribbled.0));
+}
+
+/// draft-ietf-opsawg-pcapng §3.1.
+#[test]
+fn a_block_that_is_not_padded_is_damage() {
+    let long = u32::to_le_bytes;
+    let section = block(0x0a0d_0d0a, &[&long(0x1a2b_3c4d)[..], &[1, 0, 0, 0], &[0xff; 8]].concat(), long);
+    let file = [&section[..], &long(10), &long(35), &[0; 64]].concat();
+    assert!(matches!(read(&file).1, Some(CaptureError::Damaged { frame: 1, .. })));
+}
+
 fn have(tool: &str) -> bool {
     Command::new(tool).arg("--version").output().is_ok()
 }

@@ -264,7 +264,8 @@ mod tests {
     #[test]
     fn runs_of_one_length_are_found_whatever_the_length_of_the_batch() {
         for rows in 5_000..5_300 {
-            let values: Vec<u128> = (0..rows).map(|row| (row / 30 % 4) as u128 * 0x0101_0101 << 64).collect();
+            let values: Vec<u128> =
+                (0..rows).map(|row| ((row / 30 % 4) as u128 * 0x0101_0101) << 64).collect();
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_be_bytes()).collect();
             let times: Vec<u8> = (0..rows).flat_map(|row| (row as u64 / 30).to_le_bytes()).collect();
             assert!(super::hardly_changes(&bytes) && super::hardly_changes(&times), "{rows}");

@@ -12,6 +12,7 @@
 //! Memory, with the defaults: hot rows 256 MiB, queries 512 MiB, and about 150 MiB for the rest; the rollups of a commit in
 //! which every host is new take up to 300 MiB more for a moment (`docs/decisions/rollups.md`).
 
+use std::fmt::Display;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -172,9 +173,9 @@ impl Aggregator {
 
         let countries = config.aggregate.countries.clone();
         let load = countries.clone();
-        let wrong = |error: String| AggregatorError::Config(format!("aggregate.countries: {error}"));
+        let wrong = |error: &dyn Display| AggregatorError::Config(format!("aggregate.countries: {error}"));
         let loaded = tokio::task::spawn_blocking(move || load.load()).await;
-        loaded.map_err(|error| wrong(error.to_string()))?.map_err(|error| wrong(error.to_string()))?;
+        loaded.map_err(|error| wrong(&error))?.map_err(|error| wrong(&error))?;
         tokio::spawn(countries.clone().follow(servers.clone()));
         let store = tokio::select! {
             store = open_store(&config, &deps.data_dir, &deps.log_id) => store?,

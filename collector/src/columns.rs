@@ -257,14 +257,14 @@ impl Labels {
 
     fn finish(&mut self) -> ArrayRef {
         let labels = Arc::new(StringArray::from(std::mem::take(&mut self.labels)));
+        let rows = self.rows();
         let all_first = self.keys.values_mut().iter().fold(0, |any, key| any | key) == 0;
-        if all_first && self.keys.validity.nulls() == 0 && self.keys.validity.len() <= ZEROS {
+        if all_first && self.keys.validity.nulls() == 0 && rows <= ZEROS {
             // most columns of labels have one: its keys are known to be right, which to check takes as long as to
             // write them
             static FIRST: LazyLock<DictionaryArray<UInt8Type>> = LazyLock::new(|| {
                 DictionaryArray::new(vec![0; ZEROS].into(), Arc::new(StringArray::from(vec![""])))
             });
-            let rows = self.keys.validity.len();
             self.keys.truncate(0);
             return Arc::new(FIRST.slice(0, rows).with_values(labels));
         }
@@ -468,10 +468,7 @@ macro_rules! accessors {
             // a column that has a value or NULL for every row was touched since the last batch
             if buffers.rows() < self.rows.max(1) {
                 self.touched.note(column);
-                let gap = self.rows.saturating_sub(buffers.rows());
-                if gap > 0 {
-                    buffers.push_nulls(gap);
-                }
+                buffers.push_nulls(self.rows - buffers.rows());
             }
             buffers
         })*

@@ -360,16 +360,9 @@ impl<'a> Atoms<'a> {
         Ok(ends.map(|numbers| Numbered { numbers, values: values.clone() }))
     }
 
-    /// What is known of each host, at both ends of each row.
-    fn by_host(&mut self, of_host: &[u32], values: &Values) -> Result<[Numbered; 2], ArrowError> {
-        let of_rows = |hosts: Rc<Vec<u32>>| hosts.iter().map(|host| of_host[*host as usize]).collect();
-        let ends = self.ends()?.map(of_rows);
-        Ok(ends.map(|numbers| Numbered { numbers: Rc::new(numbers), values: values.clone() }))
-    }
-
     /// Masks each host once.
     fn networks(&mut self) -> Result<[Numbered; 2], ArrowError> {
-        self.ends()?;
+        let ends = self.ends()?;
         let (v4, v6) = (self.config.prefix_v4, self.config.prefix_v6);
         let mask = |length: u32| if length == 0 { 0 } else { u128::MAX << (128 - length.min(128)) };
         let (mask_v4, mask_v6) = (mask(96 + u32::from(v4)), mask(u32::from(v6)));
@@ -377,16 +370,16 @@ impl<'a> Atoms<'a> {
         let masked = |address: u128| address & if is_v4(address) { mask_v4 } else { mask_v6 };
         let hosts = self.hosts.values();
         let of_host: Vec<u32> = hosts.iter().map(|host| networks.number(host.map(masked))).collect();
-        self.by_host(&of_host, &Values::Networks(Rc::new(networks.values()), v4, v6))
+        Ok(by_host(&ends, &of_host, &Values::Networks(Rc::new(networks.values()), v4, v6)))
     }
 
     /// Looks each host up once.
     fn countries(&mut self) -> Result<[Numbered; 2], ArrowError> {
-        self.ends()?;
+        let ends = self.ends()?;
         let ranges = self.config.countries.current().unwrap_or_else(Ranges::none);
         let number = |host: &Option<u128>| host.map_or(0, |host| u32::from(ranges.number(host)));
         let of_host: Vec<u32> = self.hosts.values().iter().map(number).collect();
-        self.by_host(&of_host, &Values::Countries(ranges))
+        Ok(by_host(&ends, &of_host, &Values::Countries(ranges)))
     }
 
     fn ports(&self, column: &str) -> Result<Numbered, ArrowError> {
@@ -462,6 +455,14 @@ impl<'a> Atoms<'a> {
         };
         Numbered { numbers: Rc::new(numbers), values }
     }
+}
+
+/// What is known of each host, at both ends of each row.
+fn by_host(ends: &[Rc<Vec<u32>>; 2], of_host: &[u32], values: &Values) -> [Numbered; 2] {
+    ends.each_ref().map(|hosts| {
+        let numbers = hosts.iter().map(|host| of_host[*host as usize]).collect();
+        Numbered { numbers: Rc::new(numbers), values: values.clone() }
+    })
 }
 
 /// Values of few kinds with their numbers.

@@ -15,7 +15,6 @@ use super::format::Around;
 use super::message::{Message, Set, Sets};
 use super::options::run_options;
 use super::pending::{Pending, Waiting};
-
 use super::reject::RejectReason;
 use super::run::{Room, Scratch, SetContext, SetOutcome, run_fixed, run_set};
 use super::sampling::{Learned, View};

@@ -718,37 +718,25 @@ fn sampling<R: Records>(
         }
         out.labels(source).push_n(why.label(), n);
     };
-    // one sampler, and one rate, for most sets; in others it is looked up where the sampler changes, and written where
-    // the rate does
-    let by_sampler_only = sampling.rates.is_empty() && !by_interface;
-    let (mut sampler, mut last, mut run) = (None, (rest, rest_source), 0);
     samplers.clear();
     if let Some(span) = by_sampler {
         samplers.resize(n.next_multiple_of(LANES), 0);
         numbers(span, records, samplers);
         samplers.truncate(n);
-        let first = samplers[0];
-        if by_sampler_only && samplers.iter().fold(0, |differ, sampler| differ | (sampler ^ first)) == 0 {
-            let found = find(0, Some(first));
-            put(found, n);
-            return found.0;
-        }
     }
-    for row in 0..n {
-        let this = samplers.get(row).copied();
-        if row > 0 && by_sampler_only && this == sampler {
-            run += 1;
-            continue;
-        }
-        sampler = this;
+    let (mut row, mut last) = (0, None);
+    let mut next = |sampler: Option<u64>, rows: usize| {
         let found = find(row, sampler);
-        if found != last && run > 0 {
-            put(last, std::mem::take(&mut run));
-        }
-        (last, run) = (found, run + 1);
+        put(found, rows);
+        (row, last) = (row + rows, found.0);
+    };
+    if sampling.rates.is_empty() && !by_interface {
+        // one sampler for most sets: it is looked up where it changes
+        samplers.chunk_by(|one, other| one == other).for_each(|run| next(run.first().copied(), run.len()));
+    } else {
+        (0..n).for_each(|row| next(samplers.get(row).copied(), 1));
     }
-    put(last, run);
-    last.0
+    last
 }
 
 /// A field of all records, as numbers.

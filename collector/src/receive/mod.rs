@@ -38,12 +38,12 @@ const LONGEST_WAIT: Duration = Duration::from_millis(100);
 const ROUNDS: usize = 8;
 /// A round that emptied the sockets is followed by a pause, while datagrams come in a stream: to wake up for every two
 /// or three of them costs more CPU time than to decode them. What comes meanwhile waits in the socket's buffer, which must
-/// have room for it.
-const PAUSE: Duration = Duration::from_millis(2);
-/// A stream is what had its last datagrams less than this ago.
-const STREAM: Duration = Duration::from_millis(4);
-/// What comes during the pause at the most that one shard can take, several times over.
-const ROOM_TO_PAUSE: usize = 4 << 20;
+/// have room for it: see [`pause`].
+const LONGEST_PAUSE: Duration = Duration::from_millis(8);
+/// Shorter ones are not worth a call.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
+/// Bytes of buffer that could be filled in a second, several times what one shard can take.
+const FILLED_PER_SECOND: f64 = (2_u64 << 30) as f64;
 /// After the signal to stop, a shard reads what came before it; at most for this long.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -173,8 +173,7 @@ impl Shard {
         self.work.publish();
         let mut next_tick = Instant::now() + TICK;
         let mut stopping: Option<Instant> = None;
-        let roomy = |socket: &Arc<Socket>| socket.buffer_granted() >= ROOM_TO_PAUSE;
-        let may_pause = self.work.parts.sockets.iter().all(roomy);
+        let pause = pause(self.work.parts.sockets.iter().map(|socket| socket.buffer_granted()));
         let mut received_at: Option<Instant> = None;
         loop {
             let stop_us = self.work.parts.stop.stopped_us();
@@ -183,7 +182,7 @@ impl Shard {
             }
             let before = self.work.received();
             let drained = if self.work.can_wait(stopping.is_some()) {
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(SHORTEST_PAUSE);
                 false
             } else {
                 self.receive_ready(self.wait_time(next_tick, stop_us), stop_us)
@@ -191,9 +190,13 @@ impl Shard {
             let now = Instant::now();
             let received = self.work.received() - before;
             if received > 0 {
-                let stream = received_at.replace(now).is_some_and(|before| now - before < STREAM);
-                if may_pause && stream && drained && stopping.is_none() {
-                    std::thread::sleep(PAUSE);
+                let since = received_at.replace(now).map(|before| now - before);
+                if let (Some(pause), Some(since)) = (pause, since)
+                    && since < 2 * pause
+                    && drained
+                    && stopping.is_none()
+                {
+                    std::thread::sleep(pause);
                 }
             }
             if now >= next_tick {
@@ -275,6 +278,14 @@ impl Shard {
         received.1 += bytes;
         (count, newest_us)
     }
+}
+
+/// How long a shard whose sockets have buffers of these sizes may leave them alone while datagrams come in a stream, which
+/// is to say that the last ones came less than two pauses ago.
+fn pause(buffers: impl Iterator<Item = usize>) -> Option<Duration> {
+    let least = buffers.min()?;
+    let pause = Duration::from_secs_f64(least as f64 / FILLED_PER_SECOND).min(LONGEST_PAUSE);
+    (pause >= SHORTEST_PAUSE).then_some(pause)
 }
 
 impl Work {

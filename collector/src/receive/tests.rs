@@ -32,6 +32,15 @@ fn read_all(socket: &Socket, ring: &mut Ring) -> Vec<Vec<u8>> {
 }
 
 #[test]
+fn a_pause_is_as_long_as_the_smallest_buffer_has_room_for() {
+    let pause = |buffers: &[usize]| super::pause(buffers.iter().copied());
+    assert_eq!(pause(&[212_992]), None);
+    assert_eq!(pause(&[]), None);
+    assert_eq!(pause(&[64 << 20, (4 << 20) + 4_096]).map(|pause| pause.as_millis()), Some(2));
+    assert_eq!(pause(&[64 << 20, 32 << 20]), Some(Duration::from_millis(8)));
+}
+
+#[test]
 fn datagrams_come_whole_in_order_with_sender_and_time() {
     let socket = one("127.0.0.1:0", 8 << 20);
     let sender = UdpSocket::bind("127.0.0.5:0").unwrap();

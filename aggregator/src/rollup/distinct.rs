@@ -101,14 +101,6 @@ struct Seen {
     flows: u32,
 }
 
-/// What is known about the value of a unit.
-#[derive(Clone, Copy)]
-enum Known {
-    NotYet,
-    Null,
-    Is(Coupon),
-}
-
 /// A row of the result.
 struct Row {
     window: i64,
@@ -125,7 +117,10 @@ pub(super) struct Distinct {
     top_k: usize,
     keys: Keys,
     values: Values,
-    coupons: Vec<Known>,
+    /// Of each value: false for NULL, which does not count.
+    counts: Vec<bool>,
+    /// Of each value that a sketch was given.
+    coupons: Vec<Option<Coupon>>,
     units: Units,
     seen: Vec<Seen>,
     stamp: u32,
@@ -143,7 +138,8 @@ impl Distinct {
         Ok(Distinct {
             name: counted.name,
             top_k,
-            coupons: vec![Known::NotYet; values.values.len()],
+            counts: (0..values.values.len()).map(|value| !values.values.is_null(value as u32)).collect(),
+            coupons: vec![None; values.values.len()],
             seen: vec![Seen::default(); units.pairs.pairs.len()],
             stamp: 0,
             sizes: vec![0; keys.count],
@@ -157,13 +153,10 @@ impl Distinct {
 
     fn coupon(&mut self, value: u32) -> Option<Coupon> {
         let known = &mut self.coupons[value as usize];
-        if let Known::NotYet = known {
-            *known = self.values.coupon(value).map_or(Known::Null, Known::Is);
+        if known.is_none() {
+            *known = self.values.coupon(value);
         }
-        match *known {
-            Known::Is(coupon) => Some(coupon),
-            Known::Null | Known::NotYet => None,
-        }
+        *known
     }
 
     /// Counts a window. Flows that claim to have ended at all sorts of times make many windows: what they add to the rollup
@@ -176,6 +169,8 @@ impl Distinct {
         };
         self.stamp += 1;
         let (mut units, mut rest, mut all_kept) = (Vec::new(), 0_i64, true);
+        // the keys that have values, and how many in `sizes`
+        let mut found: Vec<u32> = Vec::new();
         for share in shares.iter().filter(|share| share.ended) {
             let unit = self.units.pairs.numbers[share.row as usize];
             if unit == LEFT_OUT {
@@ -188,10 +183,17 @@ impl Distinct {
             } else {
                 *seen = Seen { stamp: self.stamp, flows: 1 };
                 units.push(unit);
+                let (key, value) = self.units.get(unit);
+                if self.counts[value as usize] {
+                    let size = &mut self.sizes[key as usize];
+                    *size += 1;
+                    if *size == 1 {
+                        found.push(key);
+                    }
+                }
             }
         }
         let mut bound = if all_kept { 0 } else { self.units.left_out };
-        let mut found = self.count(&units);
         if found.len() > keep {
             let size = |key: &u32| self.sizes[*key as usize];
             // of equal ones the one that came first is kept
@@ -231,23 +233,6 @@ impl Distinct {
             self.sizes[key as usize] = 0;
             self.places[key as usize] = 0;
         }
-    }
-
-    /// Counts the values of each key; the keys that have any.
-    fn count(&mut self, units: &[u32]) -> Vec<u32> {
-        let mut found = Vec::new();
-        for unit in units {
-            let (key, value) = self.units.get(*unit);
-            if self.coupon(value).is_none() {
-                continue;
-            }
-            let size = &mut self.sizes[key as usize];
-            *size += 1;
-            if *size == 1 {
-                found.push(key);
-            }
-        }
-        found
     }
 }
 

@@ -278,47 +278,53 @@ impl Rollup {
     }
 }
 
-/// What is added up.
+/// What is added up: a line of the cache, of which the processor adds two numbers at once.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[repr(align(64))]
 struct Sums {
-    flows: i64,
-    bytes: i64,
-    packets: i64,
-    est_bytes: f64,
-    est_packets: f64,
-    unknown: i64,
-    /// Of `est_bytes`, by sampling: N (N - 1) Σ b², where the packets of a row are taken to be of one size.
-    variance: f64,
+    /// Flows, bytes, packets, and flows whose sampling is not known; none is negative.
+    counts: [i64; 4],
+    /// Estimated bytes and packets, and the variance of the bytes, by sampling: N (N - 1) Σ b², where the packets of a row
+    /// are taken to be of one size. The last one is 0.
+    estimates: [f64; 4],
 }
 
 impl Sums {
     #[inline]
     fn add(&mut self, other: &Sums) {
-        self.flows += other.flows;
-        self.bytes = self.bytes.saturating_add(other.bytes);
-        self.packets = self.packets.saturating_add(other.packets);
-        self.est_bytes += other.est_bytes;
-        self.est_packets += other.est_packets;
-        self.unknown += other.unknown;
-        self.variance += other.variance;
+        for (sum, count) in self.counts.iter_mut().zip(other.counts) {
+            // what is negative has overflowed: then it stays at the largest number
+            let wrapped = sum.wrapping_add(count);
+            *sum = (wrapped | wrapped >> 63) & i64::MAX;
+        }
+        for (sum, estimate) in self.estimates.iter_mut().zip(other.estimates) {
+            *sum += estimate;
+        }
+    }
+
+    fn bytes(&self) -> i64 {
+        self.counts[1]
+    }
+
+    fn packets(&self) -> i64 {
+        self.counts[2]
+    }
+
+    /// What ranks.
+    fn est_bytes(&self) -> f64 {
+        self.estimates[0]
     }
 }
 
 /// The measures as columns.
 fn measures(sums: &[Sums]) -> Vec<ArrayRef> {
-    let numbers =
-        |of: fn(&Sums) -> i64| -> ArrayRef { Arc::new(Int64Array::from_iter_values(sums.iter().map(of))) };
-    let doubles =
-        |of: fn(&Sums) -> f64| -> ArrayRef { Arc::new(Float64Array::from_iter_values(sums.iter().map(of))) };
-    vec![
-        numbers(|sum| sum.flows),
-        numbers(|sum| sum.bytes),
-        numbers(|sum| sum.packets),
-        doubles(|sum| sum.est_bytes),
-        doubles(|sum| sum.est_packets),
-        numbers(|sum| sum.unknown),
-        doubles(|sum| sum.variance),
-    ]
+    let count = |at: usize| -> ArrayRef {
+        Arc::new(Int64Array::from_iter_values(sums.iter().map(|sum| sum.counts[at])))
+    };
+    let estimate = |at: usize| -> ArrayRef {
+        Arc::new(Float64Array::from_iter_values(sums.iter().map(|sum| sum.estimates[at])))
+    };
+    vec![count(0), count(1), count(2), estimate(0), estimate(1), count(3), estimate(2)]
 }
 
 fn times(values: impl Iterator<Item = i64>) -> ArrayRef {

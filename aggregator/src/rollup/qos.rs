@@ -196,7 +196,7 @@ fn class_dscp(key: u64) -> i64 {
 
 /// What a class's sums count as.
 fn count(key: u64, sums: &Sums, counts: &mut Counts) {
-    let packets = sums.packets;
+    let packets = sums.packets();
     counts[(key >> 41 & 7) as usize] += packets;
     let tos = class_tos(key);
     if tos != NONE && tos & 3 != 0 {
@@ -204,7 +204,7 @@ fn count(key: u64, sums: &Sums, counts: &mut Counts) {
         counts[CE] += if tos & 3 == 3 { packets } else { 0 };
     }
     if key >> 44 & 1 == 1 {
-        counts[NOT_FORWARDED] = counts[NOT_FORWARDED].saturating_add(sums.bytes);
+        counts[NOT_FORWARDED] = counts[NOT_FORWARDED].saturating_add(sums.bytes());
         counts[NOT_FORWARDED + 1] += packets;
     }
 }

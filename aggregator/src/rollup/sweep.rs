@@ -98,14 +98,15 @@ impl Volumes {
     pub(super) fn sums(&self, share: &Share) -> super::Sums {
         let row = share.row as usize;
         let rate = self.rate[row];
+        let unknown = share.ended && self.unknown[row];
         super::Sums {
-            flows: i64::from(share.ended),
-            bytes: share.bytes,
-            packets: share.packets,
-            est_bytes: self.est_bytes(share),
-            est_packets: share.packets as f64 * rate,
-            unknown: i64::from(share.ended && self.unknown[row]),
-            variance: share.bytes as f64 * self.byte_variance[row],
+            counts: [i64::from(share.ended), share.bytes, share.packets, i64::from(unknown)],
+            estimates: [
+                self.est_bytes(share),
+                share.packets as f64 * rate,
+                share.bytes as f64 * self.byte_variance[row],
+                0.0,
+            ],
         }
     }
 }

@@ -192,7 +192,7 @@ impl Talkers {
             ranked.choose(
                 window,
                 keep,
-                items().map(|(class, sums)| (class, sums.est_bytes)),
+                items().map(|(class, sums)| (class, sums.est_bytes())),
                 &mut self.sizes,
             );
             ranked.add(items());

@@ -42,8 +42,8 @@ const ROUNDS: usize = 8;
 const LONGEST_PAUSE: Duration = Duration::from_millis(8);
 /// Shorter ones are not worth a call.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
-/// Bytes of buffer that could be filled in a second, several times what one shard can take.
-const FILLED_PER_SECOND: f64 = (2_u64 << 30) as f64;
+/// Room in a buffer for a millisecond: several times what comes in it at the most that one shard can take.
+const ROOM_FOR_A_MS: usize = 2 << 20;
 /// After the signal to stop, a shard reads what came before it; at most for this long.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -283,8 +283,8 @@ impl Shard {
 /// How long a shard whose sockets have buffers of these sizes may leave them alone while datagrams come in a stream, which
 /// is to say that the last ones came less than two pauses ago.
 fn pause(buffers: impl Iterator<Item = usize>) -> Option<Duration> {
-    let least = buffers.min()?;
-    let pause = Duration::from_secs_f64(least as f64 / FILLED_PER_SECOND).min(LONGEST_PAUSE);
+    let room = Duration::from_millis((buffers.min()? / ROOM_FOR_A_MS) as u64);
+    let pause = room.min(LONGEST_PAUSE);
     (pause >= SHORTEST_PAUSE).then_some(pause)
 }
 

@@ -6,9 +6,9 @@ use arrow::error::ArrowError;
 use super::columns::{Addresses, Flows, NONE};
 use super::config::AggregateConfig;
 use super::intern::Interner;
-use super::sweep::{Share, Sweep, Volumes};
+use super::sweep::{Share, Sweep};
 use super::talkers::Talkers;
-use super::{Kind, Resolution, Rollup, Sums, addresses, longs, measures, shorts, windows};
+use super::{Basis, Kind, Resolution, Rollup, Sums, addresses, longs, measures, shorts, windows};
 
 /// Rows of one computation beyond which the older minutes are one: flows of a flood that claim to have lasted for hours
 /// take no more memory than this.
@@ -124,8 +124,7 @@ pub(super) fn small(number: i64) -> u64 {
     if number == NONE { 0 } else { number.clamp(0, 255).cast_unsigned() + 1 }
 }
 
-fn classes(flows: &Flows<'_>) -> Result<(Vec<ClassKey>, Vec<u32>), ArrowError> {
-    let links = Links::new(flows)?;
+fn classes(flows: &Flows<'_>, links: &Links) -> Result<(Vec<ClassKey>, Vec<u32>), ArrowError> {
     let (protocol, tos) = (flows.numbers("ip_protocol")?, flows.numbers("tos")?);
     let (src_as, dst_as) = (flows.numbers("src_as")?, flows.numbers("dst_as")?);
     let mut interner = Interner::new();
@@ -230,14 +229,13 @@ impl Rows {
 
 /// The partial rows of `flows_1m`, `flows_1h` and `flows_1d`, of `top_talkers`, and of `distinct_1m`.
 pub(super) fn compute(
-    batches: &[RecordBatch],
+    basis: &Basis<'_>,
     config: &AggregateConfig,
 ) -> Result<(Vec<RecordBatch>, RecordBatch, RecordBatch), ArrowError> {
-    let flows = Flows::new(batches);
-    let volumes = Volumes::new(&flows, config.attribute)?;
-    let (keys, of_row) = classes(&flows)?;
-    let mut talkers = Talkers::new(&flows, config, &keys, &of_row)?;
-    let mut sweep = Sweep::new(&volumes, Resolution::Minute.micros());
+    let Basis { flows, volumes, links } = basis;
+    let (keys, of_row) = classes(flows, links)?;
+    let mut talkers = Talkers::new(flows, config, &keys, &of_row)?;
+    let mut sweep = Sweep::new(volumes, Resolution::Minute.micros());
     let resolutions = [Resolution::Minute, Resolution::Hour, Resolution::Day];
     let [mut minutes, mut hours, mut days] = resolutions.map(|resolution| Rows::new(resolution, keys.len()));
     let (mut shares, mut sizes, mut added): (Vec<Share>, Vec<f64>, Vec<Sums>) = Default::default();

@@ -39,9 +39,11 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 
-use columns::NONE;
+use columns::{Flows, NONE};
 pub use config::{AggregateConfig, Attribute};
+use flows::Links;
 pub(crate) use shared::{Aggregates, Asker};
+use sweep::Volumes;
 
 /// The length of a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -100,21 +102,52 @@ impl Family {
         flows: &[RecordBatch],
         config: &AggregateConfig,
     ) -> Result<Vec<RecordBatch>, ArrowError> {
+        self.of(&Basis::new(flows, config)?, config)
+    }
+
+    fn of(self, basis: &Basis<'_>, config: &AggregateConfig) -> Result<Vec<RecordBatch>, ArrowError> {
         match self {
             Family::Volume => {
-                let (mut parts, talkers, distinct) = flows::compute(flows, config)?;
+                let (mut parts, talkers, distinct) = flows::compute(basis, config)?;
                 parts.extend(coarser(Kind::Talkers, talkers, config)?);
                 parts.extend(coarser(Kind::Distinct, distinct, config)?);
                 Ok(parts)
             }
             Family::Classes => {
-                let (qos, remarking) = qos::compute(flows, config)?;
+                let (qos, remarking) = qos::compute(basis, config)?;
                 let mut parts = coarser(Kind::Qos, qos, config)?;
                 parts.push(remarking);
                 Ok(parts)
             }
         }
     }
+}
+
+/// What every rollup reads of the flows.
+struct Basis<'a> {
+    flows: Flows<'a>,
+    volumes: Volumes,
+    links: Links,
+}
+
+impl<'a> Basis<'a> {
+    fn new(batches: &'a [RecordBatch], config: &AggregateConfig) -> Result<Basis<'a>, ArrowError> {
+        let flows = Flows::new(batches);
+        let volumes = Volumes::new(&flows, config.attribute)?;
+        let links = Links::new(&flows)?;
+        Ok(Basis { flows, volumes, links })
+    }
+}
+
+/// The partial rows of every rollup, in the order of [`Rollup::ALL`].
+pub(crate) fn compute(
+    flows: &[RecordBatch],
+    config: &AggregateConfig,
+) -> Result<Vec<RecordBatch>, ArrowError> {
+    let basis = Basis::new(flows, config)?;
+    let mut parts = Family::Volume.of(&basis, config)?;
+    parts.extend(Family::Classes.of(&basis, config)?);
+    Ok(parts)
 }
 
 /// The finest of a kind, and the coarser ones, each made of the one before.
@@ -143,7 +176,7 @@ const fn rollup(kind: Kind, resolution: Resolution) -> Rollup {
 }
 
 impl Rollup {
-    /// Every rollup; of each kind the finest first.
+    /// Every rollup, by family; of each kind the finest first.
     pub const ALL: [Rollup; 13] = [
         rollup(Kind::Flows, Resolution::Minute),
         rollup(Kind::Flows, Resolution::Hour),

@@ -14,7 +14,7 @@ use super::config::AggregateConfig;
 use super::flows::{self, Cells, Hosts, Links, dscp, packed, small, unpacked};
 use super::intern::Interner;
 use super::sweep::{Share, Sweep, Volumes};
-use super::{Kind, Resolution, Rollup, Sums, addresses, longs, measures, shorts, windows};
+use super::{Basis, Kind, Resolution, Rollup, Sums, addresses, longs, measures, shorts, windows};
 
 /// Rows of one computation beyond which the older windows are one.
 const MAX_ROWS: usize = 500_000;
@@ -310,16 +310,14 @@ fn remarking(found: Option<Remarking>, links: &Links) -> Result<RecordBatch, Arr
 
 /// The partial rows of `qos_10s` and of `remarking_1h`.
 pub(super) fn compute(
-    batches: &[RecordBatch],
+    basis: &Basis<'_>,
     config: &AggregateConfig,
 ) -> Result<(RecordBatch, RecordBatch), ArrowError> {
-    let flows = Flows::new(batches);
-    let volumes = Volumes::new(&flows, config.attribute)?;
-    let links = Links::new(&flows)?;
-    let classes = Classes::new(&flows, &volumes, &links)?;
-    let measured = Measured::new(&flows)?;
-    let mut remarked = Remarking::new(&flows, &links)?;
-    let mut sweep = Sweep::new(&volumes, Resolution::TenSeconds.micros());
+    let Basis { flows, volumes, links } = basis;
+    let classes = Classes::new(flows, volumes, links)?;
+    let measured = Measured::new(flows)?;
+    let mut remarked = Remarking::new(flows, links)?;
+    let mut sweep = Sweep::new(volumes, Resolution::TenSeconds.micros());
     let mut cells = Cells::new(classes.keys.len());
     let mut places = vec![0; classes.group_keys.len()];
     let mut rows = Rows::default();
@@ -365,5 +363,5 @@ pub(super) fn compute(
             marked.clear();
         }
     }
-    Ok((rows.into_batch(&classes, &measured, config)?, remarking(remarked, &links)?))
+    Ok((rows.into_batch(&classes, &measured, config)?, remarking(remarked, links)?))
 }

@@ -11,6 +11,9 @@ use crate::store::{HotBatch, StoreError};
 /// Computed pieces beyond which a query computes everything anew, in one.
 const MAX_PIECES: usize = 16;
 
+/// The place of what was computed for commits, after those of the families.
+const ALL: usize = 2;
+
 /// Who asks: commits and queries look at different rows at about the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asker {
@@ -22,7 +25,7 @@ pub(crate) enum Asker {
 #[derive(Debug, Default)]
 struct Computed {
     of: Vec<(u32, u64)>,
-    /// The rollups of the family, of successive batches.
+    /// The rollups, of successive batches.
     pieces: Vec<Vec<RecordBatch>>,
 }
 
@@ -30,7 +33,8 @@ struct Computed {
 #[derive(Debug)]
 pub(crate) struct Aggregates {
     config: Arc<AggregateConfig>,
-    computed: [Mutex<Computed>; 4],
+    /// Of each family for queries, which often want one only, and of all for commits.
+    computed: [Mutex<Computed>; 3],
 }
 
 impl Aggregates {
@@ -51,7 +55,10 @@ impl Aggregates {
         asker: Asker,
     ) -> Result<Vec<RecordBatch>, StoreError> {
         let family = rollup.family();
-        let place = family as usize * 2 + usize::from(asker == Asker::Query);
+        let (place, rollups) = match asker {
+            Asker::Query => (family as usize, family.rollups().collect()),
+            Asker::Commit => (ALL, Rollup::ALL.to_vec()),
+        };
         let of: Vec<(u32, u64)> = hot.iter().map(|hot| (hot.partition, hot.offset)).collect();
         let mut computed = self.computed[place].lock().await;
         if computed.of != of {
@@ -67,12 +74,16 @@ impl Aggregates {
             let fresh: Vec<RecordBatch> =
                 hot[computed.of.len()..].iter().map(|hot| hot.batch.clone()).collect();
             let config = Arc::clone(&self.config);
-            let piece = tokio::task::spawn_blocking(move || family.compute(&fresh, &config)).await;
+            let compute = move || match asker {
+                Asker::Query => family.compute(&fresh, &config),
+                Asker::Commit => super::compute(&fresh, &config),
+            };
+            let piece = tokio::task::spawn_blocking(compute).await;
             let piece = piece.map_err(|error| StoreError::Corrupt(format!("a rollup died: {error}")))??;
             computed.pieces.push(piece);
             computed.of = of;
         }
-        let place = family.rollups().position(|other| other == rollup).unwrap_or(0);
+        let place = rollups.iter().position(|other| *other == rollup).unwrap_or(0);
         Ok(computed.pieces.iter().filter_map(|piece| piece.get(place).cloned()).collect())
     }
 }

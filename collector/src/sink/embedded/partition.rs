@@ -18,6 +18,11 @@ use crate::sink::{Acknowledged, Body, Message};
 /// How far offsets jump where the clock does not carry them over what may have been given away.
 const JUMP: u64 = 1 << 20;
 
+/// How much of the sealed segments stays in the page cache: what a reader that is not far behind will read. What is further
+/// back it reads from the disk. So the log does not take the memory that the tables' files could have, and its own pages are
+/// used again while they are warm: on a virtual machine a page that the host has to give first costs ten times as much.
+const CACHED_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 256 * 1024 * 1024 };
+
 /// Why something is not in the log.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WriteError {
@@ -83,6 +88,8 @@ pub(super) struct Partition {
     committed: u64,
     sealed: BTreeMap<u64, Sealed>,
     active: Option<Active>,
+    /// Segments below this offset were taken out of the page cache.
+    uncached: u64,
     next: u64,
     pending: VecDeque<Pending>,
     pending_bytes: u64,
@@ -126,6 +133,7 @@ impl Partition {
             committed: 0,
             sealed: BTreeMap::new(),
             active: None,
+            uncached: 0,
             next: 0,
             pending: VecDeque::new(),
             pending_bytes: 0,
@@ -265,6 +273,7 @@ impl Partition {
             if let Some(active) = self.active.take() {
                 let sealed = Sealed { bytes: active.bytes, newest_us: active.newest_us };
                 self.sealed.insert(active.first, sealed);
+                self.uncache();
             }
         }
         self.write(offset, now_us, &parts, &message.body)?;
@@ -320,6 +329,24 @@ impl Partition {
         self.pending_bytes = 0;
         self.unsynced_since = None;
         Ok(())
+    }
+
+    /// Takes out of the page cache what is further back than [`CACHED_BYTES`]. That is advice: what comes of it is not known.
+    fn uncache(&mut self) {
+        let mut newer = 0;
+        let mut far = Vec::new();
+        for (first, sealed) in self.sealed.range(self.uncached..).rev() {
+            if newer >= CACHED_BYTES {
+                far.push(*first);
+            }
+            newer += sealed.bytes;
+        }
+        for first in &far {
+            if let Ok(file) = File::open(self.segment(*first)) {
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).ok();
+            }
+        }
+        self.uncached = far.first().map_or(self.uncached, |newest| newest + 1);
     }
 
     /// After a failed fsync: cuts the segment to what was durable before and writes what is pending into a new one.
@@ -472,4 +499,26 @@ fn machine_boot() -> u64 {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(16).collect();
     u64::from_str_radix(&digits, 16).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::message;
+    use super::*;
+
+    #[test]
+    fn what_is_far_back_is_taken_out_of_the_page_cache_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut stats = EmbeddedStats::default();
+        let mut partition = Partition::open(directory.path(), 0, true, 1, &mut stats).unwrap();
+        let mut before = 0;
+        for number in 0..100 {
+            partition.append(&message(number, 1_000), 1, 4_096, &mut stats).unwrap();
+            assert!(partition.uncached >= before);
+            before = partition.uncached;
+        }
+        let kept: Vec<u64> = partition.sealed.range(before..).map(|(_, sealed)| sealed.bytes).collect();
+        let bytes: u64 = kept.iter().sum();
+        assert!(kept.len() < partition.sealed.len() && bytes >= CACHED_BYTES && bytes - kept[0] < CACHED_BYTES);
+    }
 }

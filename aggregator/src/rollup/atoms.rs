@@ -80,23 +80,6 @@ impl Values {
         }
     }
 
-    /// Whether the number stands for no value.
-    pub(super) fn is_null(&self, number: u32) -> bool {
-        let number = number as usize;
-        match self {
-            Values::Addresses(values) | Values::Networks(values, ..) => values[number].is_none(),
-            Values::Exporters(values) => values[number].is_none(),
-            Values::Ports(values) => values[number].1 == NONE,
-            Values::Systems(values)
-            | Values::Protocols(values)
-            | Values::Dscps(values)
-            | Values::Vrfs(values) => values[number] == NONE,
-            Values::Interfaces(values) => values[number].1 == NONE,
-            Values::Texts(values) => values[number].is_none(),
-            Values::Countries(ranges) => country(ranges, number).is_none(),
-        }
-    }
-
     /// What a sketch is given for the value, None for NULL: an address as its 16 bytes, a text as its own, a port as
     /// protocol · 65536 + port, any other number as 64 bits. Sketches that others make of the same can be merged with ours.
     pub(super) fn coupon(&self, number: u32) -> Option<Coupon> {

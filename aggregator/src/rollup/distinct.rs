@@ -18,7 +18,7 @@ use arrow::array::{
 use arrow::error::ArrowError;
 use datasketches::hll::Coupon;
 
-use super::atoms::{Atoms, Attributes, Keys, Pairs, Values, attribute_columns, pair};
+use super::atoms::{Atoms, Attributes, Keys, Pairs, attribute_columns, pair};
 use super::dimension::Counted;
 use super::intern::Interner;
 use super::sweep::Share;
@@ -116,10 +116,7 @@ pub(super) struct Distinct {
     name: String,
     top_k: usize,
     keys: Keys,
-    values: Values,
-    /// Of each value: false for NULL, which does not count.
-    counts: Vec<bool>,
-    /// Of each value that a sketch was given.
+    /// What a sketch is given for each value; None for NULL, which does not count.
     coupons: Vec<Option<Coupon>>,
     units: Units,
     seen: Vec<Seen>,
@@ -138,25 +135,15 @@ impl Distinct {
         Ok(Distinct {
             name: counted.name,
             top_k,
-            counts: (0..values.values.len()).map(|value| !values.values.is_null(value as u32)).collect(),
-            coupons: vec![None; values.values.len()],
+            coupons: (0..values.values.len()).map(|value| values.values.coupon(value as u32)).collect(),
             seen: vec![Seen::default(); units.pairs.pairs.len()],
             stamp: 0,
             sizes: vec![0; keys.count],
             places: vec![0; keys.count],
             keys,
-            values: values.values,
             units,
             rows: Vec::new(),
         })
-    }
-
-    fn coupon(&mut self, value: u32) -> Option<Coupon> {
-        let known = &mut self.coupons[value as usize];
-        if known.is_none() {
-            *known = self.values.coupon(value);
-        }
-        *known
     }
 
     /// Counts a window. Flows that claim to have ended at all sorts of times make many windows: what they add to the rollup
@@ -184,7 +171,7 @@ impl Distinct {
                 *seen = Seen { stamp: self.stamp, flows: 1 };
                 units.push(unit);
                 let (key, value) = self.units.get(unit);
-                if self.counts[value as usize] {
+                if self.coupons[value as usize].is_some() {
                     let size = &mut self.sizes[key as usize];
                     *size += 1;
                     if *size == 1 {
@@ -214,7 +201,7 @@ impl Distinct {
             match self.places[key as usize] {
                 0 => rest += flows,
                 place => {
-                    let coupon = self.coupon(value);
+                    let coupon = self.coupons[value as usize];
                     let (sketch, sum) = &mut sketches[place as usize - 1];
                     *sum += flows;
                     coupon.into_iter().for_each(|coupon| sketch.update_with_coupon(coupon));

@@ -519,6 +519,8 @@ mod tests {
         }
         let kept: Vec<u64> = partition.sealed.range(before..).map(|(_, sealed)| sealed.bytes).collect();
         let bytes: u64 = kept.iter().sum();
-        assert!(kept.len() < partition.sealed.len() && bytes >= CACHED_BYTES && bytes - kept[0] < CACHED_BYTES);
+        assert!(
+            kept.len() < partition.sealed.len() && bytes >= CACHED_BYTES && bytes - kept[0] < CACHED_BYTES
+        );
     }
 }

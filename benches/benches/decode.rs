@@ -13,6 +13,8 @@ use weir_collector::generate::Protocol;
 use weir_schemas::{Address, Table};
 
 const ROWS: u64 = 60_000;
+/// Datagrams that one system call gives at most.
+const CALL: usize = 32;
 
 /// Memory of the last batch of each table.
 type Spares = [Option<RecordBatch>; Table::ALL.len()];
@@ -25,8 +27,11 @@ fn weir(decoder: &mut Decoder, batches: &mut Batches, spares: &mut Spares, strea
         local_port: 2055,
         received_us: START_US + 1_000_000,
     };
-    for datagram in &stream.datagrams {
-        black_box(decoder.decode(datagram, &meta, batches));
+    for call in stream.datagrams.chunks(CALL) {
+        for datagram in call {
+            black_box(decoder.decode_on(datagram, &meta, batches));
+        }
+        decoder.settle(batches);
     }
     for (builder, spare) in batches.all_mut().into_iter().zip(spares) {
         *spare = builder.finish_reusing(spare.take());

@@ -7,8 +7,6 @@
 //! `arrow` has no switch for it. So its encoder writes the message without compression, and here the one record batch in
 //! it gets another head and other pieces.
 
-use std::io::Write;
-
 use arrow::buffer::Buffer;
 use arrow::error::ArrowError;
 use arrow::ipc::{
@@ -17,15 +15,19 @@ use arrow::ipc::{
 };
 use flatbuffers::FlatBufferBuilder;
 
+use self::frame::{PERIOD, Room};
+
+mod frame;
+
 /// Buffers smaller than this are left alone.
 const LEAST: usize = 1 << 10;
 /// Places in a buffer that are looked at, and how many of them must be followed by the same again.
 const SAMPLES: usize = 32;
+/// So many are looked at first: where one of them at most is alike, the others are not looked at.
+const FEW: usize = 8;
 const ALIKE: usize = 18;
 /// 2^32 divided by the golden ratio: its multiples, modulo 2^32, are spread out.
 const GOLDEN: u64 = 0x9e37_79b9;
-/// Octets that are compared with those after them: a multiple of the width of most values.
-const WINDOW: usize = 16;
 /// Buffers begin at multiples of this in the body (Arrow columnar format, "Encapsulated message format").
 const ALIGNMENT: usize = 8;
 
@@ -35,7 +37,7 @@ const NOT_COMPRESSED: [u8; 8] = (-1_i64).to_le_bytes();
 /// Compresses what hardly changes in an Arrow stream of one batch, given in the pieces that `arrow` wrote it in.
 pub(crate) fn compress(pieces: Vec<Buffer>) -> Result<Vec<Buffer>, ArrowError> {
     let mut out = Vec::with_capacity(pieces.len() + 16);
-    let (stream, mut at) = (Rope::new(pieces), 0);
+    let (stream, mut at, mut room) = (Rope::new(pieces), 0, Room::default());
     // schema, dictionaries, the batch, and a length of 0 at the end
     while at < stream.length {
         let prefix = stream.get(at, 8)?;
@@ -50,7 +52,7 @@ pub(crate) fn compress(pieces: Vec<Buffer>) -> Result<Vec<Buffer>, ArrowError> {
             .map_err(|error| ArrowError::IpcError(format!("the head of a message: {error}")))?;
         let body = usize::try_from(message.bodyLength()).map_err(|_| cut())?;
         match message.header_as_record_batch() {
-            Some(batch) => repack(&batch, &stream, at, &mut out)?,
+            Some(batch) => repack(&batch, &stream, at, &mut room, &mut out)?,
             None => out.extend([prefix, metadata.clone(), stream.get(at, body)?]),
         }
         at += body;
@@ -67,6 +69,7 @@ fn repack(
     batch: &RecordBatch<'_>,
     stream: &Rope,
     start: usize,
+    room: &mut Room,
     out: &mut Vec<Buffer>,
 ) -> Result<(), ArrowError> {
     let (mut places, mut body, mut length) = (Vec::new(), Vec::new(), 0_usize);
@@ -74,7 +77,7 @@ fn repack(
         let at = usize::try_from(place.offset()).map_err(|_| cut())?;
         let buffer = stream.get(start + at, usize::try_from(place.length()).map_err(|_| cut())?)?;
         let before = length;
-        match squeezed(&buffer)? {
+        match squeezed(&buffer, room) {
             // a buffer without octets has no length before it, either
             None if buffer.is_empty() => {}
             None => {
@@ -135,30 +138,31 @@ fn head(batch: &RecordBatch<'_>, places: &[Place], body: i64) -> Vec<u8> {
 }
 
 /// The buffer, compressed, with its length before it; None where that is not worth it.
-fn squeezed(buffer: &Buffer) -> Result<Option<Buffer>, ArrowError> {
+fn squeezed(buffer: &Buffer, room: &mut Room) -> Option<Buffer> {
     if !hardly_changes(buffer) {
-        return Ok(None);
+        return None;
     }
-    let mut small = Vec::with_capacity(buffer.len() / 8);
+    let mut small = Vec::with_capacity(buffer.len() / 4);
     small.extend((buffer.len() as i64).to_le_bytes());
-    let mut encoder = lz4_flex::frame::FrameEncoder::new(&mut small);
-    encoder.write_all(buffer)?;
-    encoder.finish().map_err(|error| ArrowError::ExternalError(Box::new(error)))?;
-    Ok((small.len() < buffer.len() / 2).then(|| Buffer::from_vec(small)))
+    frame::write(buffer, room, &mut small);
+    (small.len() < buffer.len() / 2).then(|| Buffer::from_vec(small))
 }
 
+/// Whether octets are followed by the same again at most places.
 fn hardly_changes(bytes: &[u8]) -> bool {
     if bytes.len() < LEAST {
         return false;
     }
     // not at equal distances: datagrams of one exporter have the same number of rows, and so do the runs of equal values
-    let most = (bytes.len() - 2 * WINDOW) as u64;
+    let most = (bytes.len() - 2 * PERIOD) as u64;
     let is_alike = |sample: &usize| {
         let at = (((*sample as u64).wrapping_mul(GOLDEN) & 0xffff_ffff) * most) >> 32;
-        let pair = bytes[at as usize..].first_chunk::<{ 2 * WINDOW }>();
-        pair.is_some_and(|pair| pair[..WINDOW] == pair[WINDOW..])
+        let pair = bytes[at as usize..].first_chunk::<{ 2 * PERIOD }>();
+        pair.is_some_and(|pair| pair[..PERIOD] == pair[PERIOD..])
     };
-    (0..SAMPLES).filter(is_alike).count() >= ALIKE
+    // most columns are told by the first places: each is far from the others, and from the caches
+    let first = (0..FEW).filter(is_alike).count();
+    first >= 2 && first + (FEW..SAMPLES).filter(is_alike).count() >= ALIKE
 }
 
 /// Bytes in pieces that follow one another.

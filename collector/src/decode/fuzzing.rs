@@ -107,7 +107,12 @@ fn datagrams(data: &[u8], prefix: &[u8]) -> ([usize; Table::ALL.len()], u64) {
             let length = u16::try_from(datagram.len()).unwrap_or(u16::MAX);
             datagram[2..4].copy_from_slice(&length.to_be_bytes());
         }
-        send(&mut decoder, &datagram, &meta, &mut out);
+        if how & 0x80 == 0 {
+            send(&mut decoder, &datagram, &meta, &mut out);
+        } else {
+            let outcome = decoder.decode_on(&datagram, &meta, &mut out);
+            assert_ne!(outcome.rejected, Some(RejectReason::DecoderPanic));
+        }
         if how & 0x40 != 0 {
             decoder.tick(now_us, &mut out);
         }

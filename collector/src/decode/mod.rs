@@ -46,6 +46,7 @@ pub use shared::{RestoreError, SharedState};
 
 use self::clock::Clock;
 use self::netflow::{Environment, Netflow};
+use self::sflow::plain::Waiting;
 use self::stats::Events;
 pub use self::stats::Losses;
 use crate::columns::Builder;
@@ -150,7 +151,8 @@ pub struct Decoder {
     exporters: Exporters,
     counters: DecodeCounters,
     netflow: Netflow,
-    sflow: sflow::Scratch,
+    /// Rows of `flows` whose columns are not written yet.
+    waiting: Waiting,
     events: Events,
     losses: Losses,
     clock: Clock,
@@ -171,7 +173,7 @@ impl Decoder {
             exporters: Exporters::new(),
             counters: DecodeCounters::default(),
             netflow: Netflow::default(),
-            sflow: sflow::Scratch::default(),
+            waiting: Waiting::default(),
             events: Events::default(),
             losses: Losses::default(),
             clock: Clock::default(),
@@ -206,6 +208,27 @@ impl Decoder {
 
     /// Decodes a datagram into the open batches. Whatever it holds, what was appended are whole rows.
     pub fn decode(&mut self, datagram: &[u8], meta: &DatagramMeta, out: &mut Batches) -> Outcome {
+        let outcome = self.decode_on(datagram, meta, out);
+        self.settle(out);
+        outcome
+    }
+
+    /// Writes what [`Decoder::decode_on`] let wait.
+    #[inline]
+    pub fn settle(&mut self, out: &mut Batches) {
+        if !self.waiting.is_empty() {
+            sflow::plain::flush(&mut self.waiting, &mut out.flows);
+        }
+    }
+
+    /// [`Decoder::decode`] for one of several datagrams: what it appends are whole rows, but columns of theirs are not
+    /// there before [`Decoder::settle`], which is to be called before anybody else looks at the batches. sFlow has few
+    /// samples in a datagram; to write a column of many takes hardly more than to write it of one.
+    pub fn decode_on(&mut self, datagram: &[u8], meta: &DatagramMeta, out: &mut Batches) -> Outcome {
+        // of sFlow the first two bytes are zeros; the others append to the same columns
+        if datagram.first_chunk() != Some(&[0, 0]) {
+            self.settle(out);
+        }
         let before = rows(out);
         self.counters.datagrams += 1;
         self.counters.datagram_bytes += datagram.len() as u64;
@@ -255,7 +278,7 @@ impl Decoder {
     ) -> Result<u32, RejectReason> {
         let Some(version) = datagram.first_chunk::<2>() else { return Err(RejectReason::TooShort) };
         let version = u16::from_be_bytes(*version);
-        let Decoder { config, shared, exporters, counters, netflow, sflow, events, .. } = self;
+        let Decoder { config, shared, exporters, counters, netflow, waiting, events, .. } = self;
         let mut environment = Environment { config, shared, exporters, counters, events };
         match version {
             1 | 5 | 7 => netflow.fixed(version, datagram, meta, &mut environment, out),
@@ -264,7 +287,7 @@ impl Decoder {
             10 => netflow.sets(&message::ipfix(datagram)?, datagram.len(), meta, &mut environment, out),
             // sFlow's version is 32 bits wide: 0 and then 5
             0 => {
-                let rejected = sflow::decode(datagram, meta, exporters, config, sflow, out)?;
+                let rejected = sflow::decode(datagram, meta, exporters, config, waiting, out)?;
                 counters.sets_rejected[RejectReason::TruncatedRecord.index()] += u64::from(rejected);
                 Ok(rejected)
             }
@@ -287,6 +310,7 @@ impl Decoder {
     /// decoded, what waited too long is given up; every ten seconds come the rows of `exporter_stats` and
     /// `exporter_events`; every minute expired templates and silent exporters go.
     pub fn tick(&mut self, now_us: i64, out: &mut Batches) {
+        self.settle(out);
         self.retry_pending(now_us, out);
         if now_us.saturating_sub(self.swept_us) >= SWEEP_US {
             self.swept_us = now_us;

@@ -24,7 +24,7 @@
 pub(crate) mod counters;
 pub(crate) mod formats;
 pub(crate) mod hosts;
-mod plain;
+pub(crate) mod plain;
 pub(crate) mod records;
 mod sequence;
 mod state;
@@ -113,13 +113,6 @@ impl Policy {
     }
 }
 
-/// What is kept from datagram to datagram, for its memory.
-#[derive(Debug, Default)]
-pub(crate) struct Scratch {
-    /// Rows of `flows` whose columns are not written yet.
-    plain: Waiting,
-}
-
 /// Rows that a datagram gave.
 #[derive(Default)]
 struct Rows {
@@ -129,16 +122,16 @@ struct Rows {
     counters: usize,
 }
 
-/// Decodes a datagram into the open batches. Answers how many samples or records of it were rejected.
+/// Decodes a datagram into the open batches; rows of `waiting` are complete but for the columns in it. Answers how many
+/// samples or records of it were rejected.
 pub(crate) fn decode(
     datagram: &[u8],
     meta: &DatagramMeta,
     exporters: &mut Exporters,
     config: &DecodeConfig,
-    scratch: &mut Scratch,
+    waiting: &mut Waiting,
     out: &mut Batches,
 ) -> Result<u32, RejectReason> {
-    scratch.plain.clear();
     let mut xdr = Xdr(datagram);
     let header = Header::read(&mut xdr)?;
     // sFlow v5, rule 35: an agent without an address is known by its sender
@@ -152,7 +145,7 @@ pub(crate) fn decode(
     let policy = Policy::new(&state.config, config);
     let datagram = Datagram { header, exporter, meta, policy: &policy };
     let mut rows = Rows::default();
-    let rejected = samples(xdr, &datagram, state, &mut agent, &mut rows, scratch, out);
+    let rejected = samples(xdr, &datagram, state, &mut agent, &mut rows, waiting, out);
     state.sflow = Some(agent);
     state.counters.flows += rows.flows as u64;
     state.counters.counter_samples += rows.counters as u64;
@@ -169,7 +162,7 @@ fn samples(
     state: &mut ExporterState,
     agent: &mut AgentState,
     rows: &mut Rows,
-    scratch: &mut Scratch,
+    waiting: &mut Waiting,
     out: &mut Batches,
 ) -> u32 {
     let mut rejected = 0;
@@ -184,8 +177,8 @@ fn samples(
         match format {
             1 | 3 => {
                 let builder = &mut out.flows;
-                let plain = &mut scratch.plain;
-                if datagram.flow(format == 3, sample, state, agent, &mut context, plain, builder).is_some() {
+                if datagram.flow(format == 3, sample, state, agent, &mut context, waiting, builder).is_some()
+                {
                     builder.advance(1);
                     rows.flows += 1;
                 } else {
@@ -214,7 +207,6 @@ fn samples(
         }
         rejected += context.bad;
     }
-    plain::flush(&mut scratch.plain, &mut out.flows);
     state.counters.records_skipped += u64::from(context.skipped);
     datagram.close_counters(&context, out);
     rejected
@@ -300,7 +292,7 @@ fn account(
 }
 
 impl Datagram<'_> {
-    /// A flow sample; None where it is not worth a row. Rows of `waiting` are complete but for the columns in it.
+    /// A flow sample; None where it is not worth a row.
     #[expect(clippy::too_many_arguments, reason = "the state of all samples")]
     fn flow(
         &self,
@@ -338,7 +330,7 @@ impl Datagram<'_> {
             }
             let effective = account(source, number, pool, drops, state, agent);
             state.sampling_rate = rate.or(state.sampling_rate);
-            let sample = waiting.next()?;
+            let sample = waiting.next(out.rows())?;
             sample.effective = effective;
             (sample.rate, sample.rate_source) = (rate, rate_source);
             (sample.input, sample.output, sample.direction) = (input, output, direction);

@@ -11,6 +11,7 @@ mod elements;
 pub(crate) mod hostile;
 mod properties;
 mod rules;
+mod waiting;
 
 /// Decodes a case as `weir decode` does: rows in wire order, datagram by datagram.
 fn decode_case(case: &Case) -> (Vec<Map<String, Value>>, Decoder) {

@@ -272,6 +272,7 @@ impl Shard {
             bytes += datagram.bytes.len() as u64;
             work.decode(&datagram, local_port, newest_us);
         }
+        work.settle();
         work.mark_decoded();
         let received = &mut work.counts.received[index];
         received.0 += count as u64;
@@ -308,7 +309,7 @@ impl Work {
         let ShardParts { decoder, batcher, .. } = &mut self.parts;
         // What a panic leaves behind is safe to go on with: half a row is rolled back below, the decoder's own state
         // is counters and caches that are valid in any state.
-        let decode = AssertUnwindSafe(|| decoder.decode(datagram.bytes, &meta, batcher.batches()));
+        let decode = AssertUnwindSafe(|| decoder.decode_on(datagram.bytes, &meta, batcher.batches()));
         match catch_unwind(decode) {
             Ok(outcome) => {
                 for (total, rows) in self.counts.rows.iter_mut().zip(outcome.rows) {
@@ -318,11 +319,23 @@ impl Work {
                     self.report_panic(datagram.bytes, &meta);
                 }
             }
-            Err(_) => self.panicked(datagram.bytes, &meta),
+            Err(_) => {
+                self.recount();
+                self.report_panic(datagram.bytes, &meta);
+            }
         }
     }
 
-    fn panicked(&mut self, datagram: &[u8], meta: &DatagramMeta) {
+    /// Writes what the decoder let wait.
+    fn settle(&mut self) {
+        let ShardParts { decoder, batcher, .. } = &mut self.parts;
+        if catch_unwind(AssertUnwindSafe(|| decoder.settle(batcher.batches()))).is_err() {
+            tracing::error!("the decoder panicked when it wrote rows of several datagrams: they are lost");
+            self.recount();
+        }
+    }
+
+    fn recount(&mut self) {
         self.counts.panics += 1;
         // Rows that were complete before the panic stay, and are counted here: the decoder could not.
         let totals = self.counts.rows.iter_mut().zip(self.counts.closed_rows);
@@ -330,7 +343,6 @@ impl Work {
             builder.rollback();
             *total = closed + builder.rows() as u64;
         }
-        self.report_panic(datagram, meta);
     }
 
     /// Keeps the datagram for whoever mends the decoder.

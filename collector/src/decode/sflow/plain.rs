@@ -1,6 +1,7 @@
 //! Flow samples as switches send them by the million: a sampled header, perhaps with the records of the switch, the router
-//! and the gateway. They are read one by one and written column by column, many rows at a time; samples with anything
-//! else are written row by row ([`super::records`]). What is written is the same.
+//! and the gateway. They are read one by one and written column by column, many rows at a time, of several datagrams where
+//! whoever decodes lets them wait ([`super::super::Decoder::decode_on`]); samples with anything else are written row by row
+//! ([`super::records`]). What is written is the same.
 
 use weir_schemas::FlowColumn;
 
@@ -13,29 +14,37 @@ use crate::decode::frame::{self, Frame, Link, Packet};
 /// Rows that wait at most: a bit each.
 const MOST: usize = 64;
 
-/// The samples whose columns are not written yet, in memory that is used again and again.
+/// The samples whose columns are not written yet, in memory that is used again and again. They are the last rows of the
+/// open batch.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub(crate) struct Waiting {
     samples: Vec<Plain>,
     len: usize,
+    /// The row of the first one.
+    first: usize,
 }
 
 impl Waiting {
-    pub(super) fn clear(&mut self) {
-        self.len = 0;
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     pub(super) fn is_full(&self) -> bool {
         self.len >= MOST
     }
 
-    /// Room for another sample, with what an earlier one left there: all of it is to be written. None where it is full.
-    pub(super) fn next(&mut self) -> Option<&mut Plain> {
+    /// Room for the sample of this row, with what an earlier one left there: all of it is to be written. None where it is
+    /// full.
+    pub(super) fn next(&mut self, row: usize) -> Option<&mut Plain> {
         if self.is_full() {
             return None;
         }
         if self.samples.len() <= self.len {
             self.samples.push(Plain::default());
+        }
+        if self.is_empty() {
+            self.first = row;
         }
         self.len += 1;
         self.samples.get_mut(self.len - 1)
@@ -245,12 +254,13 @@ impl Flush<'_> {
 }
 
 /// Writes the rows that wait, the last of the open batch.
-pub(super) fn flush(waiting: &mut Waiting, out: &mut Builder) {
+pub(crate) fn flush(waiting: &mut Waiting, out: &mut Builder) {
     use FlowColumn::{
         Bytes, Direction, DstMac, EtherType, FrameTruncated, InIf, InIfFlag, OutIf, OutIfFlag,
         SamplingEffective, SamplingRate, SamplingSource, SrcMac, Vni,
     };
-    let n = std::mem::take(&mut waiting.len);
+    // one more waits where a panic came between it and its row
+    let n = std::mem::take(&mut waiting.len).min(out.rows().saturating_sub(waiting.first));
     let samples = waiting.samples.get(..n).unwrap_or_default();
     if n == 0 {
         return;

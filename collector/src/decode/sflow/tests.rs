@@ -39,6 +39,20 @@ impl Words {
     }
 }
 
+/// A datagram by itself.
+fn decode_one(
+    datagram: &[u8],
+    meta: &DatagramMeta,
+    exporters: &mut Exporters,
+    config: &DecodeConfig,
+    out: &mut Batches,
+) -> Result<u32, RejectReason> {
+    let mut waiting = Waiting::default();
+    let rejected = super::decode(datagram, meta, exporters, config, &mut waiting, out);
+    plain::flush(&mut waiting, &mut out.flows);
+    rejected
+}
+
 const AGENT: u32 = 0x0a00_0001;
 
 fn datagram(sequence: u32, samples: &[Words]) -> Vec<u8> {
@@ -92,14 +106,7 @@ struct Decoder {
 impl Decoder {
     fn decode(&mut self, datagram: &[u8]) -> Decoded {
         let mut out = Batches::new();
-        let result = super::decode(
-            datagram,
-            &meta("192.0.2.10"),
-            &mut self.exporters,
-            &self.config,
-            &mut Scratch::default(),
-            &mut out,
-        );
+        let result = decode_one(datagram, &meta("192.0.2.10"), &mut self.exporters, &self.config, &mut out);
         let [flows, discards, counters] =
             [&mut out.flows, &mut out.discards, &mut out.interface_counters].map(rows);
         let [hosts, queues] = [&mut out.host_counters, &mut out.queue_counters].map(rows);
@@ -129,14 +136,7 @@ fn every_case_of_the_corpus_decodes_to_what_is_expected() {
         let (mut exporters, config) = (Exporters::new(), DecodeConfig::default());
         let mut out = Batches::new();
         for datagram in &case.datagrams {
-            let _ = super::decode(
-                datagram,
-                &meta("192.0.2.10"),
-                &mut exporters,
-                &config,
-                &mut Scratch::default(),
-                &mut out,
-            );
+            let _ = decode_one(datagram, &meta("192.0.2.10"), &mut exporters, &config, &mut out);
         }
         let counters: u64 = exporters.iter().map(|state| state.counters.counter_samples).sum();
         let expected = &case.meta["expected"];
@@ -190,15 +190,7 @@ fn nanoseconds_per_sample() {
         for _ in 0..30 {
             let start = std::time::Instant::now();
             for datagram in &datagrams {
-                super::decode(
-                    datagram,
-                    &meta_v4(),
-                    &mut exporters,
-                    &config,
-                    &mut Scratch::default(),
-                    &mut out,
-                )
-                .unwrap();
+                decode_one(datagram, &meta_v4(), &mut exporters, &config, &mut out).unwrap();
             }
             let decoded = start.elapsed();
             let n = out.flows.rows();

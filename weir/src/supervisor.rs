@@ -18,8 +18,12 @@ use tokio::sync::{mpsc, watch};
 
 use crate::control::Wish;
 
-/// How many heaps a child's malloc makes at most.
-const HEAPS: &str = "MALLOC_ARENA_MAX";
+/// Cores that share a heap of a child's malloc.
+const CORES_A_HEAP: usize = 2;
+/// What is free at the end of a heap goes back to the kernel where it is more.
+const FREE_BYTES: usize = 256 << 20;
+/// What is larger is taken from the kernel by itself, and goes back when it is freed: the most that glibc allows.
+const LARGE_BYTES: usize = 32 << 20;
 
 /// Names the inherited descriptors of a child: `udp=3@[::]:2055;http=5`.
 pub(crate) const INHERIT: &str = "WEIR_INHERIT";
@@ -73,6 +77,18 @@ struct Running {
     since: Instant,
 }
 
+/// How malloc keeps memory. glibc makes up to eight heaps a core, and what is free in one of them is of no use to the
+/// threads of another; and what a commit or a query frees, the next one takes again, at 1.5 to 9 µs a page that the
+/// kernel has to give. Few heaps that keep what they have take less memory, and less time (docs/performance.md).
+fn malloc() -> [(&'static str, String); 3] {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    [
+        ("MALLOC_ARENA_MAX", cores.div_ceil(CORES_A_HEAP).to_string()),
+        ("MALLOC_TRIM_THRESHOLD_", FREE_BYTES.to_string()),
+        ("MALLOC_MMAP_THRESHOLD_", LARGE_BYTES.to_string()),
+    ]
+}
+
 fn start(binary: &PathBuf, role: &Role, ready: mpsc::Sender<(&'static str, String)>) -> io::Result<Running> {
     let name = |inherited: &Inherited| format!("{}={}", inherited.role, inherited.fd.as_raw_fd());
     let names: Vec<_> = role.sockets.iter().map(name).collect();
@@ -85,12 +101,7 @@ fn start(binary: &PathBuf, role: &Role, ready: mpsc::Sender<(&'static str, Strin
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true);
-    // glibc makes up to eight heaps a core, and what is free in one of them is of no use to the threads of another:
-    // one a core took up to a fifth less memory in the aggregator (one run: docs/performance.md)
-    if std::env::var_os(HEAPS).is_none() {
-        let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
-        command.env(HEAPS, cores.to_string());
-    }
+    command.envs(malloc().into_iter().filter(|(name, _)| std::env::var_os(name).is_none()));
     // A descriptor is inherited while its close-on-exec flag is off: only for this child, so one child at a time.
     let one_at_a_time = SPAWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let set_inheritable = |inheritable: bool| {

@@ -168,8 +168,7 @@ fn samples(
     let mut rejected = 0;
     let mut context = Context::default();
     for _ in 0..datagram.header.samples {
-        let sample = xdr.u32().and_then(|format| Some((format, Xdr(xdr.structure()?))));
-        let Some((format, sample)) = sample else {
+        let Some((format, sample)) = xdr.formatted() else {
             rejected += 1;
             break;
         };
@@ -306,14 +305,15 @@ impl Datagram<'_> {
     ) -> Option<()> {
         let number = xdr.u32()?;
         let source = source_id(expanded, &mut xdr)?;
-        let (rate, pool, drops) = (xdr.u32()?, xdr.u32()?, xdr.u32()?);
-        let (input, output) = if expanded {
-            let mut interface = || Some(Interface { form: xdr.u32()?, value: xdr.u32()? });
-            (interface()?, interface()?)
+        let [rate, pool, drops] = xdr.u32s()?;
+        let (input, output, count) = if expanded {
+            let [input_form, input, output_form, output, count] = xdr.u32s()?;
+            let interface = |form, value| Interface { form, value };
+            (interface(input_form, input), interface(output_form, output), count)
         } else {
-            (Interface::compact(xdr.u32()?), Interface::compact(xdr.u32()?))
+            let [input, output, count] = xdr.u32s()?;
+            (Interface::compact(input), Interface::compact(output), count)
         };
-        let count = xdr.u32()?;
         let (rate, rate_source) = self.policy.rate(rate);
         let direction = direction(source, input, output);
         // what a row of its own is needed for: the reason of a discard, how many "multiple" are

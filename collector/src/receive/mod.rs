@@ -272,7 +272,6 @@ impl Shard {
             bytes += datagram.bytes.len() as u64;
             work.decode(&datagram, local_port, newest_us);
         }
-        work.settle();
         work.mark_decoded();
         let received = &mut work.counts.received[index];
         received.0 += count as u64;
@@ -326,7 +325,7 @@ impl Work {
         }
     }
 
-    /// Writes what the decoder let wait.
+    /// Writes what the decoder let wait: before anybody looks at the batches.
     fn settle(&mut self) {
         let ShardParts { decoder, batcher, .. } = &mut self.parts;
         if catch_unwind(AssertUnwindSafe(|| decoder.settle(batcher.batches()))).is_err() {

@@ -122,6 +122,7 @@ impl Work {
 
     /// All that is in the journal is decoded.
     pub(super) fn mark_decoded(&mut self) {
+        self.settle();
         if let Some(KeptJournal { journal, .. }) = &self.parts.journal {
             self.parts.batcher.set_next_datagram(journal.next());
         }

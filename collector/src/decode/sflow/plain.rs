@@ -78,12 +78,11 @@ impl<'a> PlainRecords<'a> {
     pub(super) fn read(mut xdr: Xdr<'a>, count: u32) -> Option<PlainRecords<'a>> {
         let mut records = PlainRecords::default();
         for _ in 0..count {
-            let format = xdr.u32()?;
-            let mut record = Xdr(xdr.structure()?);
+            let (format, mut record) = xdr.formatted()?;
             let slot = match format {
                 1 if records.header.is_none() => {
-                    let (protocol, frame_length, _stripped) = (record.u32()?, record.u32()?, record.u32()?);
-                    let length = usize::try_from(record.u32()?).ok()?;
+                    let [protocol, frame_length, _stripped, length] = record.u32s()?;
+                    let length = usize::try_from(length).ok()?;
                     let link = Link::of_sflow(protocol)?;
                     // a header length that lies is cut to what is there
                     let header = record.0.get(..length).unwrap_or(record.0);

@@ -25,6 +25,18 @@ impl<'a> Xdr<'a> {
         self.array().map(u32::from_be_bytes)
     }
 
+    /// So many words, all or none: one look at what is left.
+    #[inline]
+    pub(super) fn u32s<const N: usize>(&mut self) -> Option<[u32; N]> {
+        let (head, rest) = self.0.split_at_checked(4 * N)?;
+        self.0 = rest;
+        let mut words = [0; N];
+        for (word, octets) in words.iter_mut().zip(head.as_chunks::<4>().0) {
+            *word = u32::from_be_bytes(*octets);
+        }
+        Some(words)
+    }
+
     #[inline]
     pub(super) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_be_bytes)
@@ -42,6 +54,13 @@ impl<'a> Xdr<'a> {
     pub(super) fn structure(&mut self) -> Option<&'a [u8]> {
         let length = self.u32()?;
         self.take(usize::try_from(length).ok()?)
+    }
+
+    /// The format of a structure, and the structure.
+    #[inline]
+    pub(super) fn formatted(&mut self) -> Option<(u32, Xdr<'a>)> {
+        let [format, length] = self.u32s()?;
+        Some((format, Xdr(self.take(usize::try_from(length).ok()?)?)))
     }
 
     /// Opaque data or a string: the length without the padding, which may be missing at the end.

@@ -10,11 +10,10 @@ use netflow_parser::NetflowParser;
 use weir_benches::{START_US, Stream, stream};
 use weir_collector::decode::{Batches, DatagramMeta, DecodeConfig, Decoder, SharedState};
 use weir_collector::generate::Protocol;
+use weir_collector::receive::socket::RING_SLOTS;
 use weir_schemas::{Address, Table};
 
 const ROWS: u64 = 60_000;
-/// Datagrams that one system call gives at most.
-const CALL: usize = 32;
 
 /// Memory of the last batch of each table.
 type Spares = [Option<RecordBatch>; Table::ALL.len()];
@@ -27,7 +26,7 @@ fn weir(decoder: &mut Decoder, batches: &mut Batches, spares: &mut Spares, strea
         local_port: 2055,
         received_us: START_US + 1_000_000,
     };
-    for call in stream.datagrams.chunks(CALL) {
+    for call in stream.datagrams.chunks(RING_SLOTS) {
         for datagram in call {
             black_box(decoder.decode_on(datagram, &meta, batches));
         }

@@ -12,13 +12,12 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use weir_collector::decode::{Batches, DatagramMeta, DecodeConfig, Decoder, SharedState};
 use weir_collector::generate::{Generator, GeneratorConfig, Protocol};
+use weir_collector::receive::socket::RING_SLOTS;
 use weir_schemas::{Address, Table};
 
 /// The time at which generated exporters begin, µs since 1970: 2026-11-23.
 const START_US: i64 = 1_795_392_000_000_000;
 const ROWS: u64 = 60_000;
-/// Datagrams that one system call gives at most.
-const CALL: usize = 32;
 /// Rows of the rounds that are measured as one.
 const GROUP_ROWS: u64 = 25 * ROWS;
 
@@ -81,7 +80,7 @@ fn decode(
         local_port: 2055,
         received_us: START_US + 1_000_000,
     };
-    for call in datagrams.chunks(CALL) {
+    for call in datagrams.chunks(RING_SLOTS) {
         for datagram in call {
             black_box(decoder.decode_on(datagram, &meta, batches));
         }

@@ -1,6 +1,6 @@
 //! What no collector can go below on this machine: datagrams are taken from the kernel as a shard takes them
-//! (`recvmmsg` into the same ring, kernel timestamps, the longest pause), and nothing is done with them, or they are appended to a file as
-//! they are. Prints the CPU time of the receiving thread a datagram and a flow row.
+//! (`recvmmsg` into the same ring, kernel timestamps, the longest pause), and nothing is done with them, or they are
+//! appended to a file as they are. Prints the CPU time of the receiving thread a datagram and a flow row.
 //!
 //! `cargo run --release -p weir-collector --example floor -- PROTOCOL DATAGRAMS_PER_SECOND SECONDS [append]` (PROTOCOL:
 //! netflow5, netflow9, ipfix or sflow5)

@@ -11,11 +11,10 @@ use flowparser_sflow::SflowParser;
 use weir_benches::{START_US, Stream, stream};
 use weir_collector::decode::{Batches, DatagramMeta, DecodeConfig, Decoder, SharedState};
 use weir_collector::generate::Protocol;
+use weir_collector::receive::socket::RING_SLOTS;
 use weir_schemas::{Address, Table};
 
 const ROWS: u64 = 60_000;
-/// Datagrams that one system call gives at most.
-const CALL: usize = 32;
 
 /// A decoder with its batches, and the memory of the last ones, as a shard has them.
 struct Weir {
@@ -38,7 +37,7 @@ impl Weir {
             local_port: 2055,
             received_us: START_US + 1_000_000,
         };
-        for call in stream.datagrams.chunks(CALL) {
+        for call in stream.datagrams.chunks(RING_SLOTS) {
             for datagram in call {
                 black_box(self.decoder.decode_on(datagram, &meta, &mut self.batches));
             }

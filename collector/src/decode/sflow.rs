@@ -330,11 +330,12 @@ impl Datagram<'_> {
             }
             let effective = account(source, number, pool, drops, state, agent);
             state.sampling_rate = rate.or(state.sampling_rate);
-            let sample = waiting.next(out.rows())?;
+            let sample = waiting.next()?;
             sample.effective = effective;
             (sample.rate, sample.rate_source) = (rate, rate_source);
             (sample.input, sample.output, sample.direction) = (input, output, direction);
             records.parse(sample);
+            waiting.keep();
             return Some(());
         }
         plain::flush(waiting, out);

@@ -20,8 +20,6 @@ const MOST: usize = 64;
 pub(crate) struct Waiting {
     samples: Vec<Plain>,
     len: usize,
-    /// The row of the first one.
-    first: usize,
 }
 
 impl Waiting {
@@ -34,20 +32,21 @@ impl Waiting {
         self.len >= MOST
     }
 
-    /// Room for the sample of this row, with what an earlier one left there: all of it is to be written. None where it is
-    /// full.
-    pub(super) fn next(&mut self, row: usize) -> Option<&mut Plain> {
+    /// Room for another sample, with what an earlier one left there: all of it is to be written, and then it is to be
+    /// kept. None where it is full.
+    pub(super) fn next(&mut self) -> Option<&mut Plain> {
         if self.is_full() {
             return None;
         }
         if self.samples.len() <= self.len {
             self.samples.push(Plain::default());
         }
-        if self.is_empty() {
-            self.first = row;
-        }
+        self.samples.get_mut(self.len)
+    }
+
+    /// The sample is whole: its row is there.
+    pub(super) fn keep(&mut self) {
         self.len += 1;
-        self.samples.get_mut(self.len - 1)
     }
 }
 
@@ -258,8 +257,7 @@ pub(crate) fn flush(waiting: &mut Waiting, out: &mut Builder) {
         Bytes, Direction, DstMac, EtherType, FrameTruncated, InIf, InIfFlag, OutIf, OutIfFlag,
         SamplingEffective, SamplingRate, SamplingSource, SrcMac, Vni,
     };
-    // one more waits where a panic came between it and its row
-    let n = std::mem::take(&mut waiting.len).min(out.rows().saturating_sub(waiting.first));
+    let n = std::mem::take(&mut waiting.len);
     let samples = waiting.samples.get(..n).unwrap_or_default();
     if n == 0 {
         return;

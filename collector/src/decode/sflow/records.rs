@@ -50,8 +50,7 @@ impl<'a, const MAX: usize> Records<'a, MAX> {
     ) -> Self {
         let mut records = Records { found: [(0, &[]); MAX], len: 0 };
         for _ in 0..count {
-            let record = xdr.u32().and_then(|format| Some((format, xdr.structure()?)));
-            let Some((format, bytes)) = record else {
+            let Some((format, Xdr(bytes))) = xdr.formatted() else {
                 context.bad += 1;
                 break;
             };

@@ -250,6 +250,13 @@ impl Labels {
         self.keys.push(key);
     }
 
+    pub fn push_option(&mut self, label: Option<&'static str>) {
+        match label {
+            Some(label) => self.push(label),
+            None => self.push_nulls(1),
+        }
+    }
+
     pub fn push_n(&mut self, label: &'static str, n: usize) {
         let key = self.key(label);
         self.keys.push_n(key, n);

@@ -34,6 +34,7 @@ impl Address {
     }
 
     /// True for `0.0.0.0` and `::`.
+    #[inline]
     pub fn is_unspecified(&self) -> bool {
         self.0 == [0; 16] || self.as_v4() == Some([0; 4])
     }

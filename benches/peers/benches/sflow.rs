@@ -15,6 +15,8 @@ use weir_collector::receive::socket::RING_SLOTS;
 use weir_schemas::{Address, Table};
 
 const ROWS: u64 = 60_000;
+/// Rows of a batch: about what a message of the log has.
+const BATCH_ROWS: usize = 13_000;
 
 /// A decoder with its batches, and the memory of the last ones, as a shard has them.
 struct Weir {
@@ -29,7 +31,7 @@ impl Weir {
         Weir { decoder, batches: Batches::new(), spares: [const { None }; Table::ALL.len()] }
     }
 
-    /// Decodes the stream into one batch of each table.
+    /// Decodes the stream into batches.
     fn decode(&mut self, stream: &Stream) {
         let meta = DatagramMeta {
             sender: Address::v4([127, 1, 0, 1]),
@@ -42,7 +44,14 @@ impl Weir {
                 black_box(self.decoder.decode_on(datagram, &meta, &mut self.batches));
             }
             self.decoder.settle(&mut self.batches);
+            if self.batches.flows.rows() >= BATCH_ROWS {
+                self.close();
+            }
         }
+        self.close();
+    }
+
+    fn close(&mut self) {
         for (builder, spare) in self.batches.all_mut().into_iter().zip(&mut self.spares) {
             *spare = builder.finish_reusing(spare.take());
         }

@@ -247,6 +247,8 @@ impl<T: Item> Values<T> {
         let before = self.slots.len();
         self.slots.reserve(end - before);
         let after = (end + 1_024).min(self.slots.capacity());
+        // what is in them does not matter: a copy is quicker than to fill them with zeros six octets at a time
+        self.slots.extend_from_within(..before.min(after - before));
         self.slots.resize(after, T::Stored::default());
     }
 

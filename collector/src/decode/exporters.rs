@@ -178,6 +178,11 @@ impl Exporters {
         }
     }
 
+    #[inline]
+    pub(crate) fn has_gone(&self) -> bool {
+        !self.gone.is_empty()
+    }
+
     /// States that made room for others since the last call.
     pub(crate) fn take_gone(&mut self) -> Vec<ExporterState> {
         std::mem::take(&mut self.gone)

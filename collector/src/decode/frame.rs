@@ -36,7 +36,8 @@ const MAX_LABELS: usize = 16;
 /// Extension headers of one IPv6 packet.
 const MAX_EXTENSIONS: usize = 8;
 /// UDP ports of VXLAN: IANA's, and the one that Linux took before there was one.
-const VXLAN_PORTS: [u16; 2] = [4789, 8472];
+const VXLAN_PORT: u16 = 4789;
+const OLD_VXLAN_PORT: u16 = 8472;
 const GENEVE_PORT: u16 = 6081;
 const GTP_U_PORT: u16 = 2152;
 const L2TP_PORT: u16 = 1701;
@@ -72,46 +73,84 @@ impl Link {
     }
 }
 
-/// One IP packet of a frame.
+/// What a frame or a packet may have, a bit each: columns that are there together share one.
+pub(crate) mod has {
+    /// Of a frame.
+    pub(crate) const MACS: u32 = 1;
+    pub(crate) const ETHER_TYPE: u32 = 1 << 1;
+    pub(crate) const TAGS: u32 = 1 << 2;
+    pub(crate) const LABELS: u32 = 1 << 3;
+    pub(crate) const TUNNEL: u32 = 1 << 4;
+    pub(crate) const VNI: u32 = 1 << 5;
+    /// The header ended before its protocols did.
+    pub(crate) const TRUNCATED: u32 = 1 << 6;
+    /// Of a packet.
+    pub(crate) const IP: u32 = 1 << 7;
+    pub(crate) const IPV6: u32 = 1 << 8;
+    pub(crate) const IP_BYTES: u32 = 1 << 9;
+    pub(crate) const FRAGMENT: u32 = 1 << 10;
+    pub(crate) const PORTS: u32 = 1 << 11;
+    pub(crate) const TCP: u32 = 1 << 12;
+    pub(crate) const ICMP: u32 = 1 << 13;
+    /// The first bit that means nothing here.
+    pub(crate) const FREE: u32 = 1 << 14;
+}
+
+/// One IP packet of a frame. What it has not is zero.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Packet {
-    /// 4 or 6; 0 where there is none.
-    pub(crate) version: u8,
+    /// [`has`]
+    pub(crate) has: u32,
     pub(crate) src: [u8; 16],
     pub(crate) dst: [u8; 16],
     /// Of IPv6 the last next header.
     pub(crate) protocol: u8,
     pub(crate) tos: u8,
     pub(crate) ttl: u8,
+    pub(crate) tcp_flags: u8,
     /// The length of the whole packet; 0 where it does not say (offloading, jumbograms).
     pub(crate) bytes: u32,
     pub(crate) flow_label: u32,
     /// Identification and offset (8-byte units) of a fragment.
-    pub(crate) fragment: Option<(u32, u16)>,
-    pub(crate) ports: Option<(u16, u16)>,
-    pub(crate) tcp_flags: Option<u8>,
-    pub(crate) icmp: Option<(u8, u8)>,
+    pub(crate) fragment: (u32, u16),
+    /// Source and destination.
+    pub(crate) ports: (u16, u16),
+    /// Type and code.
+    pub(crate) icmp: (u8, u8),
 }
 
-/// What a sampled header says.
+impl Packet {
+    fn has(&self, what: u32) -> bool {
+        self.has & what != 0
+    }
+
+    fn set_ports(&mut self, ports: (u16, u16)) {
+        self.ports = ports;
+        self.has |= has::PORTS;
+    }
+}
+
+/// What a sampled header says. What it has not is zero, but for what is behind `outer`: nobody looks at that without its
+/// bit.
 #[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
 pub(crate) struct Frame {
+    /// [`has`], of what is not of a packet.
+    pub(crate) has: u32,
+    pub(crate) vni: u32,
     /// Destination and source.
-    pub(crate) macs: Option<([u8; 6], [u8; 6])>,
-    pub(crate) ether_type: Option<u16>,
-    tags: [u16; MAX_TAGS],
-    tag_count: usize,
-    /// Whole label stack entries (RFC 3032 §2.1).
-    labels: [u32; MAX_LABELS],
-    label_count: usize,
-    pub(crate) outer: Packet,
-    pub(crate) inner: Packet,
-    pub(crate) tunnel: Option<&'static str>,
-    pub(crate) vni: Option<u32>,
-    /// The header ended before its protocols did.
-    pub(crate) truncated: bool,
+    pub(crate) macs: ([u8; 6], [u8; 6]),
+    pub(crate) ether_type: u16,
     /// The packet is known to end within the bytes there are: what is missing was never sent.
     complete: bool,
+    pub(crate) outer: Packet,
+    pub(crate) inner: Packet,
+    tunnel: &'static str,
+    tag_count: usize,
+    tags: [u16; MAX_TAGS],
+    label_count: usize,
+    /// Whole label stack entries (RFC 3032 §2.1).
+    labels: [u32; MAX_LABELS],
 }
 
 /// What comes next.
@@ -139,9 +178,16 @@ pub(crate) fn parse(link: Link, bytes: &[u8]) -> Frame {
 }
 
 /// The same, into a frame that is used again: a frame is large, and most of it stays empty.
+#[inline]
 pub(crate) fn parse_into(frame: &mut Frame, link: Link, bytes: &[u8]) {
-    frame.clear();
-    walk_into(frame, link, bytes, |_, _, _| {});
+    #[inline(never)]
+    fn layer_by_layer(frame: &mut Frame, link: Link, bytes: &[u8]) {
+        frame.clear();
+        walk_into(frame, link, bytes, |_, _, _| {});
+    }
+    if link != Link::Ethernet || frame.usual(bytes).is_none() {
+        layer_by_layer(frame, link, bytes);
+    }
 }
 
 /// Walks; `each` gets every layer with the bytes from its first one, and what is known so far.
@@ -177,7 +223,9 @@ fn walk_into(frame: &mut Frame, link: Link, bytes: &[u8], mut each: impl FnMut(L
             Layer::Done => break,
         };
         let Some(next) = step else {
-            frame.truncated = !frame.complete;
+            if !frame.complete {
+                frame.has |= has::TRUNCATED;
+            }
             break;
         };
         (layer, rest) = next;
@@ -187,25 +235,28 @@ fn walk_into(frame: &mut Frame, link: Link, bytes: &[u8], mut each: impl FnMut(L
 impl Frame {
     /// Forgets the last header. What nobody looks at without its count, or outside of a tunnel, stays.
     fn clear(&mut self) {
-        self.macs = None;
-        self.ether_type = None;
-        self.tag_count = 0;
-        self.label_count = 0;
-        self.outer = Packet::default();
-        self.tunnel = None;
-        self.vni = None;
-        self.truncated = false;
+        self.has = 0;
+        self.vni = 0;
+        self.macs = Default::default();
+        self.ether_type = 0;
         self.complete = false;
+        self.outer = Packet::default();
+    }
+
+    pub(crate) fn has(&self, what: u32) -> bool {
+        self.has & what != 0
     }
 
     /// VLAN ids, outer first.
     pub(crate) fn vlans(&self) -> impl Iterator<Item = u32> + '_ {
-        self.tags.iter().take(self.tag_count).map(|tag| u32::from(tag & 0x0fff))
+        let count = if self.has(has::TAGS) { self.tag_count } else { 0 };
+        self.tags.iter().take(count).map(|tag| u32::from(tag & 0x0fff))
     }
 
     /// Label stack entries, top first.
     fn stack(&self) -> impl Iterator<Item = u32> + '_ {
-        self.labels.iter().take(self.label_count).copied()
+        let count = if self.has(has::LABELS) { self.label_count } else { 0 };
+        self.labels.iter().take(count).copied()
     }
 
     /// 20-bit labels, top first.
@@ -218,19 +269,45 @@ impl Frame {
         self.stack().map(|entry| entry >> 9 & 7)
     }
 
-    /// True where there are tags, labels or a tunnel.
-    pub(crate) fn is_layered(&self) -> bool {
-        self.tag_count > 0 || self.label_count > 0 || self.tunnel.is_some()
+    pub(crate) fn tunnel(&self) -> Option<&'static str> {
+        self.has(has::TUNNEL).then_some(self.tunnel)
     }
 
     /// True until a tunnel was entered.
     fn outside(&self) -> bool {
-        self.tunnel.is_none()
+        !self.has(has::TUNNEL)
+    }
+
+    fn push_tag(&mut self, tag: u16) {
+        if !self.has(has::TAGS) {
+            self.has |= has::TAGS;
+            self.tag_count = 0;
+        }
+        if let Some(slot) = self.tags.get_mut(self.tag_count) {
+            *slot = tag;
+            self.tag_count = self.tag_count.saturating_add(1);
+        }
+    }
+
+    fn push_label(&mut self, entry: u32) {
+        if !self.has(has::LABELS) {
+            self.has |= has::LABELS;
+            self.label_count = 0;
+        }
+        if let Some(slot) = self.labels.get_mut(self.label_count) {
+            *slot = entry;
+            self.label_count = self.label_count.saturating_add(1);
+        }
+    }
+
+    fn set_vni(&mut self, vni: u32) {
+        self.vni = vni;
+        self.has |= has::VNI;
     }
 
     /// The packet of the level that is being read.
     fn packet(&mut self) -> &mut Packet {
-        if self.tunnel.is_none() { &mut self.outer } else { &mut self.inner }
+        if self.outside() { &mut self.outer } else { &mut self.inner }
     }
 
     /// Goes into a tunnel, unless in one already: then what is inside is not looked at.
@@ -238,7 +315,8 @@ impl Frame {
         if !self.outside() {
             return END;
         }
-        self.tunnel = Some(tunnel);
+        self.tunnel = tunnel;
+        self.has |= has::TUNNEL;
         self.inner = Packet::default();
         Some((layer, rest))
     }
@@ -247,7 +325,8 @@ impl Frame {
         let ([d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, hi, lo], rest) =
             bytes.split_first_chunk::<14>()?;
         if self.outside() {
-            self.macs = Some(([*d0, *d1, *d2, *d3, *d4, *d5], [*s0, *s1, *s2, *s3, *s4, *s5]));
+            self.macs = ([*d0, *d1, *d2, *d3, *d4, *d5], [*s0, *s1, *s2, *s3, *s4, *s5]);
+            self.has |= has::MACS;
         }
         Some((Layer::EtherType(u16::from_be_bytes([*hi, *lo])), rest))
     }
@@ -261,11 +340,8 @@ impl Frame {
             // 802.1Q, 802.1ad and the types that came before it
             0x8100 | 0x88a8 | 0x9100 | 0x9200 | 0x9300 => {
                 let ([t0, t1, k0, k1], rest) = bytes.split_first_chunk::<4>()?;
-                if self.outside()
-                    && let Some(tag) = self.tags.get_mut(self.tag_count)
-                {
-                    *tag = u16::from_be_bytes([*t0, *t1]);
-                    self.tag_count = self.tag_count.saturating_add(1);
+                if self.outside() {
+                    self.push_tag(u16::from_be_bytes([*t0, *t1]));
                 }
                 Some((Layer::EtherType(u16::from_be_bytes([*k0, *k1])), rest))
             }
@@ -287,7 +363,7 @@ impl Frame {
                 self.set_ether_type(kind);
                 let ([_, i0, i1, i2], rest) = bytes.split_first_chunk::<4>()?;
                 if self.outside() {
-                    self.vni = Some(u32::from_be_bytes([0, *i0, *i1, *i2]));
+                    self.set_vni(u32::from_be_bytes([0, *i0, *i1, *i2]));
                 }
                 self.enter("pbb", Layer::Ethernet, rest)
             }
@@ -301,8 +377,9 @@ impl Frame {
     }
 
     fn set_ether_type(&mut self, kind: u16) {
-        if self.outside() && self.ether_type.is_none() {
-            self.ether_type = Some(kind);
+        if self.outside() && !self.has(has::ETHER_TYPE) {
+            self.ether_type = kind;
+            self.has |= has::ETHER_TYPE;
         }
     }
 
@@ -326,11 +403,8 @@ impl Frame {
             let (entry, next) = rest.split_first_chunk::<4>()?;
             let entry = u32::from_be_bytes(*entry);
             rest = next;
-            if self.outside()
-                && let Some(label) = self.labels.get_mut(self.label_count)
-            {
-                *label = entry;
-                self.label_count = self.label_count.saturating_add(1);
+            if self.outside() {
+                self.push_label(entry);
             }
             if entry & 0x100 == 0 {
                 continue;
@@ -370,7 +444,7 @@ impl Frame {
         let total = u16::from_be_bytes([l0, l1]);
         let flags = u16::from_be_bytes([f0, f1]);
         let packet = self.packet();
-        packet.version = 4;
+        packet.has = has::IP | if total == 0 { 0 } else { has::IP_BYTES };
         packet.tos = tos;
         packet.ttl = ttl;
         packet.protocol = protocol;
@@ -379,7 +453,8 @@ impl Frame {
         packet.dst = Address::v4([d0, d1, d2, d3]).0;
         let (offset, more) = (flags & 0x1fff, flags & 0x2000 != 0);
         if offset != 0 || more {
-            packet.fragment = Some((u32::from(u16::from_be_bytes([i0, i1])), offset));
+            packet.fragment = (u32::from(u16::from_be_bytes([i0, i1])), offset);
+            packet.has |= has::FRAGMENT;
         }
         let header = usize::from(vihl & 0x0f).saturating_mul(4);
         // what follows a fragment that is not the first is no transport header
@@ -397,7 +472,7 @@ impl Frame {
         let word = u32::from_be_bytes([v0, v1, v2, v3]);
         let payload = u16::from_be_bytes([l0, l1]);
         let packet = self.packet();
-        packet.version = 6;
+        packet.has = has::IP | has::IPV6 | if payload == 0 { 0 } else { has::IP_BYTES };
         packet.tos = u8::try_from(word >> 20 & 0xff).unwrap_or(0);
         packet.flow_label = word & 0x000f_ffff;
         packet.ttl = hops;
@@ -438,11 +513,13 @@ impl Frame {
             } else {
                 None
             };
-            self.packet().protocol = next;
+            let packet = self.packet();
+            packet.protocol = next;
             if let Some((id, word)) = fragment {
                 // RFC 8200 §4.5: an atomic fragment (offset 0, no more) is a whole packet
                 if word & 0xfff9 != 0 {
-                    self.packet().fragment = Some((id, word >> 3));
+                    packet.fragment = (id, word >> 3);
+                    packet.has |= has::FRAGMENT;
                 }
                 if word >> 3 != 0 {
                     return END;
@@ -487,21 +564,23 @@ impl Frame {
     fn transport<'a>(&mut self, protocol: u8, bytes: &'a [u8]) -> Step<'a> {
         match protocol {
             6 => {
-                let (src, dst) = chunk2(bytes, 0)?;
-                self.packet().ports = Some((src, dst));
-                self.packet().tcp_flags = Some(*bytes.get(13)?);
+                let packet = self.packet();
+                packet.set_ports(chunk2(bytes, 0)?);
+                packet.tcp_flags = *bytes.get(13)?;
+                packet.has |= has::TCP;
                 END
             }
             17 => self.udp(bytes),
             // DCCP, SCTP, UDP-Lite
             33 | 132 | 136 => {
-                let (src, dst) = chunk2(bytes, 0)?;
-                self.packet().ports = Some((src, dst));
+                self.packet().set_ports(chunk2(bytes, 0)?);
                 END
             }
             1 | 58 => {
                 let ([kind, code], _) = bytes.split_first_chunk::<2>()?;
-                self.packet().icmp = Some((*kind, *code));
+                let packet = self.packet();
+                packet.icmp = (*kind, *code);
+                packet.has |= has::ICMP;
                 END
             }
             4 | 41 => self.enter("ipip", Layer::Ip, bytes),
@@ -516,14 +595,12 @@ impl Frame {
 
     fn udp<'a>(&mut self, bytes: &'a [u8]) -> Step<'a> {
         let (src, dst) = chunk2(bytes, 0)?;
-        self.packet().ports = Some((src, dst));
+        self.packet().set_ports((src, dst));
         if !self.outside() {
             return END;
         }
-        if VXLAN_PORTS.contains(&dst) {
-            return self.vxlan(bytes.get(8..)?);
-        }
         match dst {
+            VXLAN_PORT | OLD_VXLAN_PORT => self.vxlan(bytes.get(8..)?),
             GENEVE_PORT => self.geneve(bytes.get(8..)?),
             GTP_U_PORT => self.gtp_u(bytes.get(8..)?),
             L2TP_PORT => self.l2tp(bytes.get(8..)?),
@@ -541,7 +618,7 @@ impl Frame {
         if flags & 0x08 == 0 {
             return END;
         }
-        self.vni = Some(u32::from_be_bytes([0, *v0, *v1, *v2]));
+        self.set_vni(u32::from_be_bytes([0, *v0, *v1, *v2]));
         self.enter("vxlan", Layer::Ethernet, rest)
     }
 
@@ -551,7 +628,7 @@ impl Frame {
         if first >> 6 != 0 {
             return END;
         }
-        self.vni = Some(u32::from_be_bytes([0, *v0, *v1, *v2]));
+        self.set_vni(u32::from_be_bytes([0, *v0, *v1, *v2]));
         let rest = rest.get(usize::from(first & 0x3f).saturating_mul(4)..)?;
         self.enter("geneve", gre_layer(u16::from_be_bytes([*k0, *k1])), rest)
     }
@@ -645,7 +722,7 @@ impl Frame {
         match (kind, key) {
             // NVGRE (RFC 7637 §3.2): a key, neither checksum nor sequence, and a frame
             (0x6558, Some(key)) if flags & 0x9000 == 0 => {
-                self.vni = Some(key >> 8);
+                self.set_vni(key >> 8);
                 self.enter("nvgre", Layer::Ethernet, rest)
             }
             // ERSPAN: type I has no header of its own and no sequence, type II has 8 bytes, type III 12 and maybe 8
@@ -751,28 +828,28 @@ impl Frame {
 
     #[inline]
     fn append<const FILL: bool>(&self, out: &mut Builder) {
-        if let Some((dst, src)) = self.macs {
-            put!(out, FILL, macs, SrcMac, src);
-            put!(out, FILL, macs, DstMac, dst);
+        if self.has(has::MACS) {
+            put!(out, FILL, macs, SrcMac, self.macs.1);
+            put!(out, FILL, macs, DstMac, self.macs.0);
         }
-        if let Some(kind) = self.ether_type {
-            put!(out, FILL, u16s, EtherType, kind);
+        if self.has(has::ETHER_TYPE) {
+            put!(out, FILL, u16s, EtherType, self.ether_type);
         }
-        if self.tag_count > 0 {
+        if self.has(has::TAGS) {
             put!(out, FILL, lists, FrameVlans, self.vlans());
         }
-        if self.label_count > 0 {
+        if self.has(has::LABELS) {
             put!(out, FILL, lists, MplsLabels, self.labels());
             put!(out, FILL, lists, MplsExp, self.exps());
         }
         self.append_outer::<FILL>(out);
-        if let Some(tunnel) = self.tunnel {
+        if let Some(tunnel) = self.tunnel() {
             self.append_inner::<FILL>(tunnel, out);
         }
-        if let Some(vni) = self.vni {
-            put!(out, FILL, u32s, Vni, vni);
+        if self.has(has::VNI) {
+            put!(out, FILL, u32s, Vni, self.vni);
         }
-        if self.truncated {
+        if self.has(has::TRUNCATED) {
             put!(out, FILL, bools, FrameTruncated, true);
         }
     }
@@ -780,47 +857,47 @@ impl Frame {
     #[inline]
     fn append_outer<const FILL: bool>(&self, out: &mut Builder) {
         let packet = &self.outer;
-        if packet.version != 0 {
+        if packet.has(has::IP) {
             put!(out, FILL, ips, SrcAddr, packet.src);
             put!(out, FILL, ips, DstAddr, packet.dst);
             put!(out, FILL, u8s, IpProtocol, packet.protocol);
             put!(out, FILL, u8s, Tos, packet.tos);
             put!(out, FILL, u8s, IpTtl, packet.ttl);
-            if packet.bytes != 0 {
-                put!(out, FILL, u64s, IpBytes, u64::from(packet.bytes));
-            }
-            if packet.version == 6 {
-                put!(out, FILL, u32s, Ipv6FlowLabel, packet.flow_label);
-            }
-            if let Some((id, offset)) = packet.fragment {
-                put!(out, FILL, u32s, FragmentId, id);
-                put!(out, FILL, u16s, FragmentOffset, offset);
-            }
         }
-        if let Some((src, dst)) = packet.ports {
-            put!(out, FILL, u16s, SrcPort, src);
-            put!(out, FILL, u16s, DstPort, dst);
+        if packet.has(has::IP_BYTES) {
+            put!(out, FILL, u64s, IpBytes, u64::from(packet.bytes));
         }
-        if let Some(flags) = packet.tcp_flags {
-            put!(out, FILL, u16s, TcpFlags, u16::from(flags));
+        if packet.has(has::IPV6) {
+            put!(out, FILL, u32s, Ipv6FlowLabel, packet.flow_label);
         }
-        if let Some((kind, code)) = packet.icmp {
-            put!(out, FILL, u8s, IcmpType, kind);
-            put!(out, FILL, u8s, IcmpCode, code);
+        if packet.has(has::FRAGMENT) {
+            put!(out, FILL, u32s, FragmentId, packet.fragment.0);
+            put!(out, FILL, u16s, FragmentOffset, packet.fragment.1);
+        }
+        if packet.has(has::PORTS) {
+            put!(out, FILL, u16s, SrcPort, packet.ports.0);
+            put!(out, FILL, u16s, DstPort, packet.ports.1);
+        }
+        if packet.has(has::TCP) {
+            put!(out, FILL, u16s, TcpFlags, u16::from(packet.tcp_flags));
+        }
+        if packet.has(has::ICMP) {
+            put!(out, FILL, u8s, IcmpType, packet.icmp.0);
+            put!(out, FILL, u8s, IcmpCode, packet.icmp.1);
         }
     }
 
     fn append_inner<const FILL: bool>(&self, tunnel: &'static str, out: &mut Builder) {
         let packet = &self.inner;
         put!(out, FILL, labels, Tunnel, tunnel);
-        if packet.version != 0 {
+        if packet.has(has::IP) {
             put!(out, FILL, ips, InnerSrcAddr, packet.src);
             put!(out, FILL, ips, InnerDstAddr, packet.dst);
             put!(out, FILL, u8s, InnerIpProtocol, packet.protocol);
         }
-        if let Some((src, dst)) = packet.ports {
-            put!(out, FILL, u16s, InnerSrcPort, src);
-            put!(out, FILL, u16s, InnerDstPort, dst);
+        if packet.has(has::PORTS) {
+            put!(out, FILL, u16s, InnerSrcPort, packet.ports.0);
+            put!(out, FILL, u16s, InnerDstPort, packet.ports.1);
         }
     }
 }
@@ -829,3 +906,4 @@ impl Frame {
 pub(crate) mod samples;
 #[cfg(test)]
 mod tests;
+mod usual;

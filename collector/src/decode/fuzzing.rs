@@ -10,7 +10,7 @@ use serde_json::Value;
 use weir_schemas::{Address, Table};
 
 pub(crate) use super::frame::samples;
-use super::frame::{self, Link};
+use super::frame::{self, Link, has};
 use super::{Batches, DatagramMeta, DecodeConfig, Decoder, ExporterConfig, RejectReason, SharedState};
 use crate::columns::Builder;
 
@@ -200,11 +200,20 @@ pub(crate) fn frame(data: &[u8]) {
     let frame = frame::parse(link, bytes);
     // rule 49: only the first fragment has a transport header
     for packet in [&frame.outer, &frame.inner] {
-        if packet.fragment.is_some_and(|(_, offset)| offset > 0) {
-            assert_eq!((packet.ports, packet.tcp_flags, packet.icmp), (None, None, None));
+        if packet.fragment.1 > 0 {
+            assert_eq!(packet.has & (has::PORTS | has::TCP | has::ICMP), 0);
         }
     }
-    assert!(frame.tunnel.is_some() || frame.inner == frame::Packet::default());
+    assert!(frame.tunnel().is_some() || frame.inner == frame::Packet::default());
+    let mut again = frame::parse(Link::Ethernet, data);
+    frame::parse_into(&mut again, link, bytes);
+    let [written, written_again] = [&frame, &again].map(|frame| {
+        let mut builder = Builder::new(Table::Flows);
+        frame.write(&mut builder);
+        builder.advance(1);
+        builder.finish()
+    });
+    assert_eq!(written, written_again);
     let mut builder = Builder::new(Table::Flows);
     frame.write(&mut builder);
     builder.advance(1);

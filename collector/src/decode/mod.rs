@@ -246,8 +246,10 @@ impl Decoder {
         if failed {
             out.all_mut().into_iter().for_each(Builder::rollback);
         }
-        for gone in self.exporters.take_gone() {
-            self.let_go(gone, meta.received_us, out);
+        if self.exporters.has_gone() {
+            for gone in self.exporters.take_gone() {
+                self.let_go(gone, meta.received_us, out);
+            }
         }
         let mut outcome = Outcome { sets_pending: self.netflow.waiting, ..Outcome::default() };
         for (builder, (n, before)) in out.all_mut().into_iter().zip(outcome.rows.iter_mut().zip(before)) {

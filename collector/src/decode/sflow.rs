@@ -30,13 +30,15 @@ mod sequence;
 mod state;
 mod xdr;
 
+use std::iter;
+
 use weir_schemas::{Address, FlowColumn};
 
 pub(crate) use state::AgentState;
 
 use self::plain::{PlainRecords, Waiting};
 use self::records::{Context, Row};
-use self::state::{Series, SourceId};
+use self::state::{Ratio, Series, SourceId};
 use self::xdr::Xdr;
 use super::config::{DecodeConfig, ExporterConfig};
 use super::exporters::{ExporterKey, ExporterState, Exporters, Protocol};
@@ -99,16 +101,39 @@ impl Policy {
         Policy { fixed, default: config.default_sampling_rate }
     }
 
-    /// The rate and where it comes from (rule 24).
-    fn rate(&self, announced: u32) -> (Option<f64>, &'static str) {
+    /// The rate and where it comes from (rule 24); 0 where it is unknown.
+    #[inline]
+    fn rate(&self, announced: u32) -> (f64, RateSource) {
         if let Some(rate) = self.fixed {
-            (Some(rate), "override")
+            (rate, RateSource::Override)
         } else if announced != 0 {
-            (Some(f64::from(announced)), "record")
+            (f64::from(announced), RateSource::Record)
         } else if let Some(rate) = self.default {
-            (Some(rate), "configured")
+            (rate, RateSource::Configured)
         } else {
-            (None, "unknown")
+            (0.0, RateSource::Unknown)
+        }
+    }
+}
+
+/// Where a sampling rate comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum RateSource {
+    Override,
+    Record,
+    Configured,
+    #[default]
+    Unknown,
+}
+
+impl RateSource {
+    /// `sampling_source`
+    fn label(self) -> &'static str {
+        match self {
+            RateSource::Override => "override",
+            RateSource::Record => "record",
+            RateSource::Configured => "configured",
+            RateSource::Unknown => "unknown",
         }
     }
 }
@@ -220,10 +245,12 @@ struct Interface {
 
 impl Interface {
     /// The form in the top two bits ("interface").
+    #[inline]
     fn compact(word: u32) -> Interface {
         Interface { form: word >> 30, value: word & INTERNAL }
     }
 
+    #[inline]
     fn index(self) -> Option<u32> {
         (self.form == 0 && self.value != INTERNAL).then_some(self.value)
     }
@@ -241,11 +268,12 @@ impl Interface {
 }
 
 /// Rule 36: ingress where the data source is the input interface, egress where it is the output.
-fn direction(source: SourceId, input: Interface, output: Interface) -> Option<u8> {
+#[inline]
+fn direction(source: SourceId, (input, output): (Option<u32>, Option<u32>)) -> Option<u8> {
     if source.class != 0 || source.index == 0 {
         return None;
     }
-    let (input, output) = (input.index() == Some(source.index), output.index() == Some(source.index));
+    let (input, output) = (input == Some(source.index), output == Some(source.index));
     match (input, output) {
         (true, false) => Some(0),
         (false, true) => Some(1),
@@ -273,23 +301,6 @@ fn forwarding_status(reason: u32) -> u8 {
     }
 }
 
-/// Accounts for a flow sample by its numbers; answers the rate that they tell.
-fn account(
-    source: SourceId,
-    number: u32,
-    pool: u32,
-    drops: u32,
-    state: &mut ExporterState,
-    agent: &mut AgentState,
-) -> Option<f64> {
-    let known = agent.source(source, state.established)?;
-    if !known.sample(Series::Flows, number, &mut state.counters) {
-        return None;
-    }
-    known.drops(Series::Flows, drops, &mut state.counters);
-    known.effective_rate(number, pool)
-}
-
 impl Datagram<'_> {
     /// A flow sample; None where it is not worth a row.
     #[expect(clippy::too_many_arguments, reason = "the state of all samples")]
@@ -303,64 +314,85 @@ impl Datagram<'_> {
         waiting: &mut Waiting,
         out: &mut Builder,
     ) -> Option<()> {
-        let number = xdr.u32()?;
-        let source = source_id(expanded, &mut xdr)?;
-        let [rate, pool, drops] = xdr.u32s()?;
-        let (input, output, count) = if expanded {
-            let [input_form, input, output_form, output, count] = xdr.u32s()?;
-            let interface = |form, value| Interface { form, value };
-            (interface(input_form, input), interface(output_form, output), count)
-        } else {
-            let [input, output, count] = xdr.u32s()?;
-            (Interface::compact(input), Interface::compact(output), count)
-        };
-        let (rate, rate_source) = self.policy.rate(rate);
-        let direction = direction(source, input, output);
-        // what a row of its own is needed for: the reason of a discard, how many "multiple" are
-        let usual = |interface: Interface| interface.form == 0;
-        let plain = (usual(input) && usual(output)).then(|| PlainRecords::read(xdr, count)).flatten();
-        if let Some(records) = plain {
-            if waiting.is_full() {
-                plain::flush(waiting, out);
-            }
-            if records.has_more() {
-                let mut row = Row::new(out);
-                context.bad += records.write(&mut row);
-                row.close();
-            }
-            let effective = account(source, number, pool, drops, state, agent);
-            state.sampling_rate = rate.or(state.sampling_rate);
-            let sample = waiting.next()?;
-            sample.effective = effective;
-            (sample.rate, sample.rate_source) = (rate, rate_source);
-            (sample.input, sample.output, sample.direction) = (input, output, direction);
-            records.parse(sample);
-            waiting.keep();
-            return Some(());
+        let sample = Sample::read(expanded, &mut xdr)?;
+        if sample.is_plain()
+            && let Some(records) = PlainRecords::read(xdr, sample.count)
+        {
+            return self.plain(&sample, &records, state, agent, context, waiting, out);
         }
         plain::flush(waiting, out);
+        self.row(&sample, xdr, state, agent, context, out)
+    }
+
+    /// A sample that can wait.
+    #[expect(clippy::too_many_arguments, reason = "the state of all samples")]
+    #[inline]
+    fn plain(
+        &self,
+        sample: &Sample,
+        records: &PlainRecords<'_>,
+        state: &mut ExporterState,
+        agent: &mut AgentState,
+        context: &mut Context,
+        waiting: &mut Waiting,
+        out: &mut Builder,
+    ) -> Option<()> {
+        let (rate, rate_source) = self.policy.rate(sample.rate);
+        if !waiting.has_room(rate_source) {
+            waiting.make_room(rate_source, out);
+        }
+        if records.has_more() {
+            let mut row = Row::new(out);
+            context.bad += records.write(&mut row);
+            row.close();
+        }
+        let effective = sample.account(state, agent);
+        if rate_source != RateSource::Unknown {
+            state.sampling_rate = Some(rate);
+        }
+        let next = waiting.next()?;
+        next.set(self.meta.received_us, rate, effective, sample.indices(), sample.direction());
+        records.parse(next);
+        waiting.keep();
+        Some(())
+    }
+
+    /// Any other sample, as a row of its own.
+    #[inline(never)]
+    fn row(
+        &self,
+        sample: &Sample,
+        records: Xdr<'_>,
+        state: &mut ExporterState,
+        agent: &mut AgentState,
+        context: &mut Context,
+        out: &mut Builder,
+    ) -> Option<()> {
+        let (rate, rate_source) = self.policy.rate(sample.rate);
         let mut row = Row::new(out);
-        if !row.packet(xdr, count, context) {
+        if !row.packet(records, sample.count, context) {
             row.close();
             return None;
         }
-        row.out.labels(FlowColumn::SamplingSource.index()).push(rate_source);
-        if let Some(rate) = rate {
+        row.out.labels(FlowColumn::SamplingSource.index()).push(rate_source.label());
+        if rate_source != RateSource::Unknown {
             row.out.f64s(FlowColumn::SamplingRate.index()).push(rate);
             state.sampling_rate = Some(rate);
         }
-        if let Some(rate) = account(source, number, pool, drops, state, agent) {
-            row.out.f64s(FlowColumn::SamplingEffective.index()).push(rate);
+        if let Some(ratio) = sample.account(state, agent) {
+            row.out.f64s(FlowColumn::SamplingEffective.index()).push(ratio.rate());
         }
-        row.interfaces(input, output, direction);
-        if output.form == 1 {
-            row.dropped(output.value);
+        constants(row.out, iter::once(self.meta.received_us));
+        row.interfaces(sample.input, sample.output, sample.direction());
+        if sample.output.form == 1 {
+            row.dropped(sample.output.value);
         }
         row.close();
         Some(())
     }
 
     /// A discarded packet ("discarded_packet" of sFlow Dropped Packet Notification Structures).
+    #[inline(never)]
     fn discard(
         &self,
         mut xdr: Xdr<'_>,
@@ -385,25 +417,20 @@ impl Datagram<'_> {
         {
             known.drops(Series::Discards, drops, &mut state.counters);
         }
-        row.interfaces(input, output, direction(source, input, output));
+        constants(row.out, iter::once(self.meta.received_us));
+        row.interfaces(input, output, direction(source, (input.index(), output.index())));
         row.dropped(reason);
         row.close();
         Some(())
     }
 
-    /// Appends the columns that are the same for all rows of the datagram.
+    /// Appends the columns that tell the sender, the same for all rows of the datagram.
     fn close(&self, rows: &Rows, out: &mut Batches) {
         for (builder, n) in [(&mut out.flows, rows.flows), (&mut out.discards, rows.discards)] {
             if n == 0 {
                 continue;
             }
             builder.reopen(n);
-            let received = self.meta.received_us;
-            for time in [FlowColumn::ReceivedAt, FlowColumn::StartTime, FlowColumn::EndTime] {
-                builder.times(time.index()).push_n(received, n);
-            }
-            builder.labels(FlowColumn::TimeSource.index()).push_n("received", n);
-            builder.labels(FlowColumn::ProtoVer.index()).push_n(Protocol::Sflow5.label(), n);
             builder.ips(FlowColumn::ExporterAddr.index()).push_n(self.exporter.0, n);
             builder.u32s(FlowColumn::ObservationDomain.index()).push_n(self.header.sub_agent, n);
             if let Some(agent) = self.header.agent {
@@ -412,10 +439,20 @@ impl Datagram<'_> {
             if self.meta.sender != self.exporter {
                 builder.ips(FlowColumn::SenderAddr.index()).push_n(self.meta.sender.0, n);
             }
-            builder.u64s(FlowColumn::Packets.index()).push_n(1, n);
             builder.advance(n);
         }
     }
+}
+
+/// What is the same for all rows of `flows` and `discards`, and their times: of 64 rows at most.
+fn constants(out: &mut Builder, received: impl ExactSizeIterator<Item = i64> + Clone) {
+    let n = received.len();
+    for time in [FlowColumn::ReceivedAt, FlowColumn::StartTime, FlowColumn::EndTime] {
+        out.times(time.index()).append_some(u64::MAX, received.clone());
+    }
+    out.labels(FlowColumn::TimeSource.index()).push_n("received", n);
+    out.labels(FlowColumn::ProtoVer.index()).push_n(Protocol::Sflow5.label(), n);
+    out.u64s(FlowColumn::Packets.index()).push_n(1, n);
 }
 
 impl Row<'_> {
@@ -449,13 +486,71 @@ impl Row<'_> {
     }
 }
 
+/// What a flow sample begins with ("flow_sample", "flow_sample_expanded").
+struct Sample {
+    number: u32,
+    source: SourceId,
+    rate: u32,
+    pool: u32,
+    drops: u32,
+    input: Interface,
+    output: Interface,
+    /// Records.
+    count: u32,
+}
+
+impl Sample {
+    #[inline]
+    fn read(expanded: bool, xdr: &mut Xdr<'_>) -> Option<Sample> {
+        if expanded {
+            let [number, class, index, rate, pool, drops, input_form, input, output_form, output, count] =
+                xdr.u32s()?;
+            let interface = |form, value| Interface { form, value };
+            let (input, output) = (interface(input_form, input), interface(output_form, output));
+            let source = SourceId { class, index };
+            return Some(Sample { number, source, rate, pool, drops, input, output, count });
+        }
+        let [number, source, rate, pool, drops, input, output, count] = xdr.u32s()?;
+        let source = SourceId::compact(source);
+        let (input, output) = (Interface::compact(input), Interface::compact(output));
+        Some(Sample { number, source, rate, pool, drops, input, output, count })
+    }
+
+    /// False where a row of its own is needed: for the reason of a discard, for how many "multiple" are.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        self.input.form == 0 && self.output.form == 0
+    }
+
+    #[inline]
+    fn indices(&self) -> (Option<u32>, Option<u32>) {
+        (self.input.index(), self.output.index())
+    }
+
+    #[inline]
+    fn direction(&self) -> Option<u8> {
+        direction(self.source, self.indices())
+    }
+
+    /// Accounts for it by its numbers; answers the rate that they tell.
+    #[inline]
+    fn account(&self, state: &mut ExporterState, agent: &mut AgentState) -> Option<Ratio> {
+        let known = agent.source(self.source, state.established)?;
+        if !known.sample(Series::Flows, self.number, &mut state.counters) {
+            return None;
+        }
+        known.drops(Series::Flows, self.drops, &mut state.counters);
+        known.effective_rate(self.number, self.pool)
+    }
+}
+
 /// A data source: the class in the top byte, or in a word of its own.
 fn source_id(expanded: bool, xdr: &mut Xdr<'_>) -> Option<SourceId> {
     let word = xdr.u32()?;
     if expanded {
         return Some(SourceId { class: word, index: xdr.u32()? });
     }
-    Some(SourceId { class: word >> 24, index: word & 0x00ff_ffff })
+    Some(SourceId::compact(word))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use weir_schemas::names;
 
 use super::listing::Listing;
 use super::values;
-use crate::decode::frame::{self, Layer, Link};
+use crate::decode::frame::{self, Layer, Link, has};
 
 /// A layer as the decoder met it.
 struct Step {
@@ -24,16 +24,17 @@ pub(super) fn list(listing: &mut Listing<'_>, link: Link, end: usize) {
     let frame = frame::walk(link, bytes, |layer, rest, frame| {
         if layer != Layer::Done {
             let start = begin + rest.as_ptr().addr().saturating_sub(origin);
-            steps.push(Step { layer, start, outside: frame.tunnel.is_none() });
+            steps.push(Step { layer, start, outside: frame.tunnel().is_none() });
         }
     });
     for (at, step) in steps.iter().enumerate() {
         let stop = steps.get(at + 1).map_or(end, |next| next.start).min(end);
         let last = at + 1 == steps.len();
-        let mut section = Section { listing, stop, last, outside: step.outside, tunnel: frame.tunnel };
+        let mut section = Section { listing, stop, last, outside: step.outside, tunnel: frame.tunnel() };
         section.layer(step.layer);
         if last {
-            let truncated = if frame.truncated { "the header ends before its protocols do" } else { "" };
+            let truncated =
+                if frame.has(has::TRUNCATED) { "the header ends before its protocols do" } else { "" };
             let rule = if truncated.is_empty() { "not looked at" } else { truncated };
             listing.rest(end, "payload", rule);
         } else {
@@ -41,10 +42,10 @@ pub(super) fn list(listing: &mut Listing<'_>, link: Link, end: usize) {
         }
     }
     listing.rest(end, "payload", "not looked at");
-    if frame.truncated {
+    if frame.has(has::TRUNCATED) {
         listing.note("truncated").value("true").to("frame_truncated");
     }
-    if let Some(tunnel) = frame.tunnel {
+    if let Some(tunnel) = frame.tunnel() {
         listing.note("tunnel").value(tunnel).to("tunnel");
     }
 }

@@ -24,6 +24,7 @@ struct Sample<'a> {
 
 impl Datagram<'_> {
     /// A counter sample; None where it is not worth a row.
+    #[inline(never)]
     pub(super) fn counters(
         &self,
         expanded: bool,
@@ -52,6 +53,9 @@ impl Datagram<'_> {
 
     /// Appends the columns that are the same for all rows of the datagram.
     pub(super) fn close_counters(&self, context: &Context, out: &mut Batches) {
+        if context.interfaces + context.hosts + context.queues == 0 {
+            return;
+        }
         use CounterColumn as C;
         use weir_schemas::tables::{HostColumn as H, QueueColumn as Q};
         let columns = [

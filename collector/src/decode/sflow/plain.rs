@@ -5,14 +5,20 @@
 
 use weir_schemas::FlowColumn;
 
-use super::Interface;
 use super::records::Row;
+use super::state::Ratio;
 use super::xdr::Xdr;
+use super::{RateSource, constants};
 use crate::columns::{Builder, Item, Values};
-use crate::decode::frame::{self, Frame, Link, Packet};
+use crate::decode::frame::{self, Frame, Link, Packet, has};
 
 /// Rows that wait at most: a bit each.
 const MOST: usize = 64;
+/// Formats of records.
+const HEADER: u32 = 1;
+const SWITCH: u32 = 1001;
+const ROUTER: u32 = 1002;
+const GATEWAY: u32 = 1003;
 
 /// The samples whose columns are not written yet, in memory that is used again and again. They are the last rows of the
 /// open batch.
@@ -20,6 +26,8 @@ const MOST: usize = 64;
 pub(crate) struct Waiting {
     samples: Vec<Plain>,
     len: usize,
+    /// Where their rates come from.
+    rate_source: RateSource,
 }
 
 impl Waiting {
@@ -28,131 +36,157 @@ impl Waiting {
         self.len == 0
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.len >= MOST
+    /// Whether another sample may wait, or those that do are to be written first: they are too many, or their rates are
+    /// from elsewhere.
+    #[inline]
+    pub(super) fn has_room(&self, rate_source: RateSource) -> bool {
+        self.len < self.samples.len() && self.rate_source == rate_source
     }
 
-    /// Room for another sample, with what an earlier one left there: all of it is to be written, and then it is to be
-    /// kept. None where it is full.
+    /// Writes those that wait.
+    #[inline(never)]
+    pub(super) fn make_room(&mut self, rate_source: RateSource, out: &mut Builder) {
+        flush(self, out);
+        self.rate_source = rate_source;
+        self.samples.resize(MOST, Plain::default());
+    }
+
+    /// Where there is room: another sample, with what an earlier one left there. All of it is to be written, and then it
+    /// is to be kept.
+    #[inline]
     pub(super) fn next(&mut self) -> Option<&mut Plain> {
-        if self.is_full() {
-            return None;
-        }
-        if self.samples.len() <= self.len {
-            self.samples.push(Plain::default());
-        }
         self.samples.get_mut(self.len)
     }
 
     /// The sample is whole: its row is there.
+    #[inline]
     pub(super) fn keep(&mut self) {
         self.len += 1;
     }
 }
 
-/// A sample whose columns are not written yet.
+/// A sample whose columns are not written yet. What it has not is zero. In the order of the memory: what few frames
+/// have comes last, so that 64 samples are few lines of the cache.
 #[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
 pub(super) struct Plain {
-    pub(super) bytes: u32,
-    pub(super) frame: Frame,
-    pub(super) rate: Option<f64>,
-    pub(super) rate_source: &'static str,
-    pub(super) effective: Option<f64>,
-    pub(super) input: Interface,
-    pub(super) output: Interface,
-    pub(super) direction: Option<u8>,
+    /// [`also`]
+    has: u32,
+    bytes: u32,
+    received: i64,
+    rate: f64,
+    effective: Ratio,
+    input: u32,
+    output: u32,
+    direction: u8,
+    frame: Frame,
 }
 
-/// The records of a sample that may be plain.
-#[derive(Debug, Default)]
+/// What samples may have beside what their frames [`has`], a bit each.
+mod also {
+    use super::has::FREE;
+
+    pub(super) const EFFECTIVE: u32 = FREE;
+    pub(super) const INPUT: u32 = FREE << 1;
+    pub(super) const OUTPUT: u32 = FREE << 2;
+    pub(super) const DIRECTION: u32 = FREE << 3;
+}
+
+impl Plain {
+    /// Sets everything but the frame and its length.
+    #[inline]
+    pub(super) fn set(
+        &mut self,
+        received: i64,
+        rate: f64,
+        effective: Option<Ratio>,
+        (input, output): (Option<u32>, Option<u32>),
+        direction: Option<u8>,
+    ) {
+        let bit = |there: bool, what: u32| if there { what } else { 0 };
+        self.has = bit(effective.is_some(), also::EFFECTIVE)
+            | bit(input.is_some(), also::INPUT)
+            | bit(output.is_some(), also::OUTPUT)
+            | bit(direction.is_some(), also::DIRECTION);
+        self.received = received;
+        self.rate = rate;
+        self.effective = effective.unwrap_or_default();
+        self.input = input.unwrap_or_default();
+        self.output = output.unwrap_or_default();
+        self.direction = direction.unwrap_or_default();
+    }
+}
+
+/// The records of a sample that is plain: a header, and perhaps others.
+#[derive(Debug)]
 pub(super) struct PlainRecords<'a> {
-    header: Option<(Link, u32, &'a [u8])>,
-    switch: Option<Xdr<'a>>,
-    router: Option<Xdr<'a>>,
-    gateway: Option<Xdr<'a>>,
+    link: Link,
+    frame_length: u32,
+    header: &'a [u8],
+    /// All of them.
+    records: Xdr<'a>,
+    count: u32,
 }
 
 impl<'a> PlainRecords<'a> {
     /// The records, where all are whole and of these kinds, none twice, and one is a header that can be read.
-    pub(super) fn read(mut xdr: Xdr<'a>, count: u32) -> Option<PlainRecords<'a>> {
-        let mut records = PlainRecords::default();
+    #[inline]
+    pub(super) fn read(records: Xdr<'a>, count: u32) -> Option<PlainRecords<'a>> {
+        let (mut header, mut seen, mut rest) = (None, 0_u32, records);
         for _ in 0..count {
-            let (format, mut record) = xdr.formatted()?;
-            let slot = match format {
-                1 if records.header.is_none() => {
+            let (format, mut record) = rest.formatted()?;
+            let kind = match format {
+                HEADER => {
                     let [protocol, frame_length, _stripped, length] = record.u32s()?;
                     let length = usize::try_from(length).ok()?;
-                    let link = Link::of_sflow(protocol)?;
                     // a header length that lies is cut to what is there
-                    let header = record.0.get(..length).unwrap_or(record.0);
-                    records.header = Some((link, frame_length, header));
-                    continue;
+                    let bytes = record.0.get(..length).unwrap_or(record.0);
+                    header = Some((Link::of_sflow(protocol)?, frame_length, bytes));
+                    1
                 }
-                1001 => &mut records.switch,
-                1002 => &mut records.router,
-                1003 => &mut records.gateway,
+                SWITCH => 1 << 1,
+                ROUTER => 1 << 2,
+                GATEWAY => 1 << 3,
                 _ => return None,
             };
-            if slot.replace(record).is_some() {
+            if seen & kind != 0 {
                 return None;
             }
+            seen |= kind;
         }
-        records.header.is_some().then_some(records)
+        let (link, frame_length, header) = header?;
+        Some(PlainRecords { link, frame_length, header, records, count })
     }
 
     /// Reads the header into a sample.
+    #[inline]
     pub(super) fn parse(&self, sample: &mut Plain) {
-        let Some((link, frame_length, header)) = self.header else { return };
-        sample.bytes = frame_length;
-        frame::parse_into(&mut sample.frame, link, header);
+        sample.bytes = self.frame_length;
+        frame::parse_into(&mut sample.frame, self.link, self.header);
     }
 
     /// Whether there is more than a header.
+    #[inline]
     pub(super) fn has_more(&self) -> bool {
-        self.switch.is_some() || self.router.is_some() || self.gateway.is_some()
+        self.count > 1
     }
 
     /// Writes all records but the header, none of which fills a column of the frame; answers how many were too short.
     pub(super) fn write(&self, row: &mut Row<'_>) -> u32 {
         let mut bad = 0;
-        if let Some(record) = self.switch {
-            bad += u32::from(row.extended_switch(record).is_none());
-        }
-        if let Some(record) = self.router {
-            bad += u32::from(row.extended_router(record).is_none());
-        }
-        if let Some(record) = self.gateway {
-            bad += u32::from(row.extended_gateway(record).is_none());
+        let mut rest = self.records;
+        for _ in 0..self.count {
+            let Some((format, record)) = rest.formatted() else { break };
+            let written = match format {
+                SWITCH => row.extended_switch(record),
+                ROUTER => row.extended_router(record),
+                GATEWAY => row.extended_gateway(record),
+                _ => Some(()),
+            };
+            bad += u32::from(written.is_none());
         }
         bad
     }
-}
-
-/// What samples may have, a bit each: columns that are there together share one.
-mod has {
-    pub(super) const ALWAYS: u32 = 1;
-    pub(super) const MACS: u32 = 1 << 1;
-    pub(super) const ETHER_TYPE: u32 = 1 << 2;
-    pub(super) const IP: u32 = 1 << 3;
-    pub(super) const IP_BYTES: u32 = 1 << 4;
-    pub(super) const IPV6: u32 = 1 << 5;
-    pub(super) const FRAGMENT: u32 = 1 << 6;
-    pub(super) const PORTS: u32 = 1 << 7;
-    pub(super) const TCP: u32 = 1 << 8;
-    pub(super) const ICMP: u32 = 1 << 9;
-    pub(super) const LAYERS: u32 = 1 << 10;
-    pub(super) const VNI: u32 = 1 << 11;
-    pub(super) const TRUNCATED: u32 = 1 << 12;
-    pub(super) const RATE: u32 = 1 << 13;
-    pub(super) const EFFECTIVE: u32 = 1 << 14;
-    pub(super) const INPUT: u32 = 1 << 15;
-    pub(super) const OUTPUT: u32 = 1 << 16;
-    pub(super) const INPUT_FLAG: u32 = 1 << 17;
-    pub(super) const OUTPUT_FLAG: u32 = 1 << 18;
-    pub(super) const DIRECTION: u32 = 1 << 19;
-    pub(super) const INNER: u32 = 1 << 20;
-    pub(super) const INNER_IP: u32 = 1 << 21;
-    pub(super) const INNER_PORTS: u32 = 1 << 22;
 }
 
 /// Which samples have what.
@@ -168,7 +202,7 @@ impl Kinds {
     fn new(samples: &[Plain]) -> Kinds {
         let mut kinds = Kinds { of: [0; MOST], len: samples.len(), any: 0, all: u32::MAX };
         for (kind, sample) in kinds.of.iter_mut().zip(samples) {
-            *kind = sample.kind();
+            *kind = sample.has | sample.frame.has | sample.frame.outer.has;
             kinds.any |= *kind;
             kinds.all &= *kind;
         }
@@ -189,44 +223,6 @@ impl Kinds {
     }
 }
 
-impl Plain {
-    #[inline]
-    fn kind(&self) -> u32 {
-        let Plain { frame, input, output, .. } = self;
-        let outer = &frame.outer;
-        let bit = |there: bool, what: u32| if there { what } else { 0 };
-        let is_ip = outer.version != 0;
-        let plain = has::ALWAYS
-            | bit(frame.macs.is_some(), has::MACS)
-            | bit(frame.ether_type.is_some(), has::ETHER_TYPE)
-            | bit(is_ip, has::IP)
-            | bit(is_ip && outer.bytes != 0, has::IP_BYTES)
-            | bit(outer.version == 6, has::IPV6)
-            | bit(is_ip && outer.fragment.is_some(), has::FRAGMENT)
-            | bit(outer.ports.is_some(), has::PORTS)
-            | bit(outer.tcp_flags.is_some(), has::TCP)
-            | bit(outer.icmp.is_some(), has::ICMP)
-            | bit(frame.is_layered(), has::LAYERS)
-            | bit(frame.vni.is_some(), has::VNI)
-            | bit(frame.truncated, has::TRUNCATED)
-            | bit(self.rate.is_some(), has::RATE)
-            | bit(self.effective.is_some(), has::EFFECTIVE)
-            | bit(input.index().is_some(), has::INPUT)
-            | bit(output.index().is_some(), has::OUTPUT)
-            | bit(input.flag().is_some(), has::INPUT_FLAG)
-            | bit(output.flag().is_some(), has::OUTPUT_FLAG)
-            | bit(self.direction.is_some(), has::DIRECTION);
-        if frame.tunnel.is_none() {
-            return plain;
-        }
-        let inner = &frame.inner;
-        plain
-            | has::INNER
-            | bit(inner.version != 0, has::INNER_IP)
-            | bit(inner.ports.is_some(), has::INNER_PORTS)
-    }
-}
-
 /// The samples, and where their columns go.
 struct Flush<'a> {
     samples: &'a [Plain],
@@ -235,16 +231,16 @@ struct Flush<'a> {
 }
 
 impl Flush<'_> {
-    /// A column of all samples; it is not touched where none has a value. Of those that have none `value` is zero.
+    /// A column of all samples, of which those have a value whose bit is set in `some`; it is not touched where none has.
+    /// Of those that have none `value` is zero.
     #[inline]
     fn put<T: Item>(
         &mut self,
         column: fn(&mut Builder, usize) -> &mut Values<T>,
         name: FlowColumn,
-        what: u32,
+        some: u64,
         value: impl Fn(&Plain) -> T,
     ) {
-        let some = self.kinds.mask(what);
         if some != 0 {
             column(self.out, name.index()).append_some(some, self.samples.iter().map(value));
         }
@@ -264,29 +260,34 @@ pub(crate) fn flush(waiting: &mut Waiting, out: &mut Builder) {
     }
     let kinds = &Kinds::new(samples);
     out.reopen(n);
+    let all = u64::MAX >> (MOST - n);
+    constants(out, samples.iter().map(|sample| sample.received));
     let mut to = Flush { samples, kinds, out };
-    to.put(Builder::u64s, Bytes, has::ALWAYS, |sample| u64::from(sample.bytes));
-    to.put(Builder::macs, SrcMac, has::MACS, |sample| sample.frame.macs.unwrap_or_default().1);
-    to.put(Builder::macs, DstMac, has::MACS, |sample| sample.frame.macs.unwrap_or_default().0);
-    to.put(Builder::u16s, EtherType, has::ETHER_TYPE, |sample| sample.frame.ether_type.unwrap_or(0));
+    to.put(Builder::u64s, Bytes, all, |sample| u64::from(sample.bytes));
+    let macs = kinds.mask(has::MACS);
+    to.put(Builder::macs, SrcMac, macs, |sample| sample.frame.macs.1);
+    to.put(Builder::macs, DstMac, macs, |sample| sample.frame.macs.0);
+    to.put(Builder::u16s, EtherType, kinds.mask(has::ETHER_TYPE), |sample| sample.frame.ether_type);
     outer(&mut to);
-    if kinds.any & has::LAYERS != 0 {
-        layers(&mut to);
+    layers(&mut to);
+    to.put(Builder::u32s, Vni, kinds.mask(has::VNI), |sample| sample.frame.vni);
+    let truncated = kinds.mask(has::TRUNCATED);
+    to.put(Builder::bools, FrameTruncated, truncated, |sample| sample.frame.has(has::TRUNCATED));
+    let rate = if waiting.rate_source == RateSource::Unknown { 0 } else { all };
+    to.put(Builder::f64s, SamplingRate, rate, |sample| sample.rate);
+    to.put(Builder::f64s, SamplingEffective, kinds.mask(also::EFFECTIVE), |sample| sample.effective.rate());
+    to.out.labels(SamplingSource.index()).push_n(waiting.rate_source.label(), n);
+    let (input, output) = (kinds.mask(also::INPUT), kinds.mask(also::OUTPUT));
+    to.put(Builder::u32s, InIf, input, |sample| sample.input);
+    to.put(Builder::u32s, OutIf, output, |sample| sample.output);
+    // of samples with other flags each is written as a row
+    for (column, some) in [(InIfFlag, input & all), (OutIfFlag, output & all)] {
+        if some != all {
+            let labels = to.out.labels(column.index());
+            (0..n).for_each(|at| labels.push_option((some >> at & 1 == 0).then_some("local")));
+        }
     }
-    to.put(Builder::u32s, Vni, has::VNI, |sample| sample.frame.vni.unwrap_or(0));
-    to.put(Builder::bools, FrameTruncated, has::TRUNCATED, |sample| sample.frame.truncated);
-    to.put(Builder::f64s, SamplingRate, has::RATE, |sample| sample.rate.unwrap_or_default());
-    to.put(Builder::f64s, SamplingEffective, has::EFFECTIVE, |sample| sample.effective.unwrap_or_default());
-    labels(SamplingSource, samples, to.out, |sample| Some(sample.rate_source));
-    to.put(Builder::u32s, InIf, has::INPUT, |sample| sample.input.index().unwrap_or(0));
-    to.put(Builder::u32s, OutIf, has::OUTPUT, |sample| sample.output.index().unwrap_or(0));
-    if kinds.any & has::INPUT_FLAG != 0 {
-        labels(InIfFlag, samples, to.out, |sample| sample.input.flag());
-    }
-    if kinds.any & has::OUTPUT_FLAG != 0 {
-        labels(OutIfFlag, samples, to.out, |sample| sample.output.flag());
-    }
-    to.put(Builder::u8s, Direction, has::DIRECTION, |sample| sample.direction.unwrap_or(0));
+    to.put(Builder::u8s, Direction, kinds.mask(also::DIRECTION), |sample| sample.direction);
     out.advance(n);
 }
 
@@ -299,22 +300,25 @@ fn outer(to: &mut Flush<'_>) {
     fn packet(sample: &Plain) -> &Packet {
         &sample.frame.outer
     }
-    to.put(Builder::ips, SrcAddr, has::IP, |sample| packet(sample).src);
-    to.put(Builder::ips, DstAddr, has::IP, |sample| packet(sample).dst);
-    to.put(Builder::u8s, IpProtocol, has::IP, |sample| packet(sample).protocol);
-    to.put(Builder::u8s, Tos, has::IP, |sample| packet(sample).tos);
-    to.put(Builder::u8s, IpTtl, has::IP, |sample| packet(sample).ttl);
-    to.put(Builder::u64s, IpBytes, has::IP_BYTES, |sample| u64::from(packet(sample).bytes));
-    to.put(Builder::u32s, Ipv6FlowLabel, has::IPV6, |sample| packet(sample).flow_label);
-    to.put(Builder::u32s, FragmentId, has::FRAGMENT, |sample| packet(sample).fragment.unwrap_or_default().0);
-    to.put(Builder::u16s, FragmentOffset, has::FRAGMENT, |sample| {
-        packet(sample).fragment.unwrap_or_default().1
-    });
-    to.put(Builder::u16s, SrcPort, has::PORTS, |sample| packet(sample).ports.unwrap_or_default().0);
-    to.put(Builder::u16s, DstPort, has::PORTS, |sample| packet(sample).ports.unwrap_or_default().1);
-    to.put(Builder::u16s, TcpFlags, has::TCP, |sample| u16::from(packet(sample).tcp_flags.unwrap_or(0)));
-    to.put(Builder::u8s, IcmpType, has::ICMP, |sample| packet(sample).icmp.unwrap_or_default().0);
-    to.put(Builder::u8s, IcmpCode, has::ICMP, |sample| packet(sample).icmp.unwrap_or_default().1);
+    let kinds = to.kinds;
+    let ip = kinds.mask(has::IP);
+    to.put(Builder::ips, SrcAddr, ip, |sample| packet(sample).src);
+    to.put(Builder::ips, DstAddr, ip, |sample| packet(sample).dst);
+    to.put(Builder::u8s, IpProtocol, ip, |sample| packet(sample).protocol);
+    to.put(Builder::u8s, Tos, ip, |sample| packet(sample).tos);
+    to.put(Builder::u8s, IpTtl, ip, |sample| packet(sample).ttl);
+    to.put(Builder::u64s, IpBytes, kinds.mask(has::IP_BYTES), |sample| u64::from(packet(sample).bytes));
+    to.put(Builder::u32s, Ipv6FlowLabel, kinds.mask(has::IPV6), |sample| packet(sample).flow_label);
+    let fragment = kinds.mask(has::FRAGMENT);
+    to.put(Builder::u32s, FragmentId, fragment, |sample| packet(sample).fragment.0);
+    to.put(Builder::u16s, FragmentOffset, fragment, |sample| packet(sample).fragment.1);
+    let ports = kinds.mask(has::PORTS);
+    to.put(Builder::u16s, SrcPort, ports, |sample| packet(sample).ports.0);
+    to.put(Builder::u16s, DstPort, ports, |sample| packet(sample).ports.1);
+    to.put(Builder::u16s, TcpFlags, kinds.mask(has::TCP), |sample| u16::from(packet(sample).tcp_flags));
+    let icmp = kinds.mask(has::ICMP);
+    to.put(Builder::u8s, IcmpType, icmp, |sample| packet(sample).icmp.0);
+    to.put(Builder::u8s, IcmpCode, icmp, |sample| packet(sample).icmp.1);
 }
 
 /// Tags, labels and tunnels.
@@ -324,48 +328,32 @@ fn layers(to: &mut Flush<'_>) {
         MplsLabels, Tunnel,
     };
     let samples = to.samples;
-    if samples.iter().any(|sample| sample.frame.vlans().next().is_some()) {
+    if to.kinds.any & has::TAGS != 0 {
         let lists = to.out.lists(FrameVlans.index());
         samples.iter().for_each(|sample| lists.push(sample.frame.vlans()));
     }
-    if samples.iter().any(|sample| sample.frame.labels().next().is_some()) {
+    if to.kinds.any & has::LABELS != 0 {
         let lists = to.out.lists(MplsLabels.index());
         samples.iter().for_each(|sample| lists.push(sample.frame.labels()));
         let lists = to.out.lists(MplsExp.index());
         samples.iter().for_each(|sample| lists.push(sample.frame.exps()));
     }
-    if to.kinds.any & has::INNER == 0 {
+    if to.kinds.any & has::TUNNEL == 0 {
         return;
     }
-    labels(Tunnel, samples, to.out, |sample| sample.frame.tunnel);
+    let labels = to.out.labels(Tunnel.index());
+    samples.iter().for_each(|sample| labels.push_option(sample.frame.tunnel()));
     /// What an earlier tunnel left there is none.
     fn inner(sample: &Plain) -> Packet {
-        sample.frame.tunnel.map(|_| sample.frame.inner).unwrap_or_default()
+        sample.frame.tunnel().map(|_| sample.frame.inner).unwrap_or_default()
     }
-    to.put(Builder::ips, InnerSrcAddr, has::INNER_IP, |sample| inner(sample).src);
-    to.put(Builder::ips, InnerDstAddr, has::INNER_IP, |sample| inner(sample).dst);
-    to.put(Builder::u8s, InnerIpProtocol, has::INNER_IP, |sample| inner(sample).protocol);
-    to.put(Builder::u16s, InnerSrcPort, has::INNER_PORTS, |sample| inner(sample).ports.unwrap_or_default().0);
-    to.put(Builder::u16s, InnerDstPort, has::INNER_PORTS, |sample| inner(sample).ports.unwrap_or_default().1);
-}
-
-fn labels(
-    name: FlowColumn,
-    samples: &[Plain],
-    out: &mut Builder,
-    value: impl Fn(&Plain) -> Option<&'static str>,
-) {
-    let labels = out.labels(name.index());
-    // one label for most rows: runs of them
-    let mut rest = samples;
-    // by where they lie: quicker, and where one text lies twice it is two runs
-    let place = |label: Option<&'static str>| label.map(|label| (label.as_ptr(), label.len()));
-    while let Some(first) = rest.first().map(&value) {
-        let run = rest.iter().take_while(|sample| place(value(sample)) == place(first)).count();
-        match first {
-            Some(label) => labels.push_n(label, run),
-            None => labels.keys.push_nulls(run),
-        }
-        rest = rest.get(run..).unwrap_or_default();
-    }
+    let mask = |what| {
+        samples.iter().rev().fold(0, |bits, sample| bits << 1 | u64::from(inner(sample).has & what != 0))
+    };
+    let (ip, ports) = (mask(has::IP), mask(has::PORTS));
+    to.put(Builder::ips, InnerSrcAddr, ip, |sample| inner(sample).src);
+    to.put(Builder::ips, InnerDstAddr, ip, |sample| inner(sample).dst);
+    to.put(Builder::u8s, InnerIpProtocol, ip, |sample| inner(sample).protocol);
+    to.put(Builder::u16s, InnerSrcPort, ports, |sample| inner(sample).ports.0);
+    to.put(Builder::u16s, InnerDstPort, ports, |sample| inner(sample).ports.1);
 }

@@ -36,7 +36,20 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
+    #[inline]
     pub(super) fn next(&mut self, number: u32) -> Step {
+        // nearly always
+        if self.last.is_some_and(|last| number == last.wrapping_add(1)) {
+            self.stray = None;
+            self.seen = self.seen << 1 | 1;
+            self.last = Some(number);
+            return Step::Forward { missing: 0 };
+        }
+        self.other(number)
+    }
+
+    #[inline(never)]
+    fn other(&mut self, number: u32) -> Step {
         let Some(last) = self.last else {
             self.restart(number);
             return Step::First;
@@ -62,6 +75,7 @@ impl Sequence {
         Step::Late
     }
 
+    #[cold]
     fn far(&mut self, last: u32, number: u32) -> Step {
         let stray = self.stray.replace(number);
         let between = stray.map_or(u32::MAX, |stray| number.wrapping_sub(stray).wrapping_sub(1));

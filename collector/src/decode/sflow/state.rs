@@ -17,10 +17,17 @@ const RATE_SAMPLES: u32 = 64;
 const RESTART_MS: i32 = 60_000;
 
 /// What an agent samples: an interface (class 0), a VLAN (1), an entity (2), a logical entity (3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(super) struct SourceId {
     pub(super) class: u32,
     pub(super) index: u32,
+}
+
+impl SourceId {
+    /// The class in the top byte ("sflow_data_source").
+    pub(super) fn compact(word: u32) -> SourceId {
+        SourceId { class: word >> 24, index: word & 0x00ff_ffff }
+    }
 }
 
 /// The state of an agent and sub-agent.
@@ -30,11 +37,60 @@ pub(crate) struct AgentState {
     uptime_ms: Option<u32>,
     /// Uptime and number of a datagram that says that the agent restarted: believed when the next one goes on from it.
     suspected: Option<(u32, u32)>,
-    sources: HashMap<SourceId, SourceState, foldhash::fast::RandomState>,
+    sources: Sources,
+}
+
+/// The data sources of an agent.
+#[derive(Debug, Default)]
+struct Sources {
+    states: Vec<SourceState>,
+    /// Places in `states`.
+    by_id: HashMap<SourceId, usize, foldhash::fast::RandomState>,
+    /// Places again, by the last bits of the index: interfaces are numbered one by one, to look here first is quicker.
+    recent: [usize; RECENT],
+}
+
+const RECENT: usize = 32;
+
+impl Sources {
+    #[inline]
+    fn get_mut(&mut self, id: SourceId, limit: usize) -> Option<&mut SourceState> {
+        let recent = id.index as usize % RECENT;
+        let place = self.recent.get(recent).copied().unwrap_or_default();
+        if self.states.get(place).is_some_and(|state| state.id == id) {
+            return self.states.get_mut(place);
+        }
+        let place = self.find(id, limit)?;
+        if let Some(recent) = self.recent.get_mut(recent) {
+            *recent = place;
+        }
+        self.states.get_mut(place)
+    }
+
+    /// The place of a source, a new one where there is none yet and there are not too many.
+    #[inline(never)]
+    fn find(&mut self, id: SourceId, limit: usize) -> Option<usize> {
+        if let Some(place) = self.by_id.get(&id) {
+            return Some(*place);
+        }
+        let place = self.states.len();
+        if place >= limit {
+            return None;
+        }
+        self.states.push(SourceState { id, ..SourceState::default() });
+        self.by_id.insert(id, place);
+        Some(place)
+    }
+
+    fn clear(&mut self) {
+        self.states.clear();
+        self.by_id.clear();
+    }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct SourceState {
+    id: SourceId,
     flows: Sequence,
     counters: Sequence,
     discards: Sequence,
@@ -48,6 +104,28 @@ pub(super) struct SourceState {
 struct Pool {
     base: Option<(u32, u32)>,
     next: (u32, u32),
+}
+
+/// A rate that is not divided yet: it takes longer than all else that is done with a sample's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ratio {
+    packets: u32,
+    /// Not 0.
+    samples: u32,
+}
+
+impl Default for Ratio {
+    /// 0
+    fn default() -> Ratio {
+        Ratio { packets: 0, samples: 1 }
+    }
+}
+
+impl Ratio {
+    #[inline]
+    pub(super) fn rate(self) -> f64 {
+        f64::from(self.packets) / f64::from(self.samples)
+    }
 }
 
 /// Which series of a source a sample belongs to.
@@ -105,20 +183,19 @@ impl AgentState {
     }
 
     /// The state of a data source; None where there are too many of them, and where the datagram is not believed yet.
+    #[inline]
     pub(super) fn source(&mut self, id: SourceId, established: bool) -> Option<&mut SourceState> {
         if self.suspected.is_some() {
             return None;
         }
         let limit = if established { MAX_SOURCES } else { MAX_SOURCES_ON_PROBATION };
-        if self.sources.len() >= limit && !self.sources.contains_key(&id) {
-            return None;
-        }
-        Some(self.sources.entry(id).or_default())
+        self.sources.get_mut(id, limit)
     }
 }
 
 impl SourceState {
     /// Accounts for a sample by the number that its source gave it; false where it is not newer than the last.
+    #[inline]
     pub(super) fn sample(&mut self, series: Series, number: u32, counters: &mut Counters) -> bool {
         let sequence = match series {
             Series::Flows => &mut self.flows,
@@ -153,6 +230,7 @@ impl SourceState {
     }
 
     /// Accounts for the samples that the agent dropped: a counter since its start.
+    #[inline]
     pub(super) fn drops(&mut self, series: Series, total: u32, counters: &mut Counters) {
         let last = match series {
             Series::Discards => &mut self.discard_drops,
@@ -167,7 +245,8 @@ impl SourceState {
 
     /// Packets over samples since some samples ago: 1 in how many was taken indeed. None while there is no earlier
     /// sample to compare with, or where the agent does not count its pool.
-    pub(super) fn effective_rate(&mut self, number: u32, pool: u32) -> Option<f64> {
+    #[inline]
+    pub(super) fn effective_rate(&mut self, number: u32, pool: u32) -> Option<Ratio> {
         let now = (number, pool);
         let Some(base) = self.pool.base else {
             self.pool = Pool { base: Some(now), next: now };
@@ -182,8 +261,7 @@ impl SourceState {
         if number.wrapping_sub(self.pool.next.0) >= RATE_SAMPLES {
             self.pool = Pool { base: Some(self.pool.next), next: now };
         }
-        let rate = f64::from(packets) / f64::from(samples);
-        (rate >= 1.0).then_some(rate)
+        (packets >= samples).then_some(Ratio { packets, samples })
     }
 }
 
@@ -202,11 +280,11 @@ mod tests {
             pool = pool.wrapping_add(if number % 2 == 0 { 1 } else { 1_999 });
             last = source.effective_rate(number, pool);
         }
-        let rate = last.unwrap();
+        let rate = last.unwrap().rate();
         assert!((rate - 1_000.0).abs() < 20.0, "{rate}");
         // lost samples do not change it: the source counts them
         pool = pool.wrapping_add(100 * 1_000);
-        let rate = source.effective_rate(1_099, pool).unwrap();
+        let rate = source.effective_rate(1_099, pool).unwrap().rate();
         assert!((rate - 1_000.0).abs() < 20.0, "{rate}");
     }
 
@@ -214,9 +292,9 @@ mod tests {
     fn rule_29_a_reset_of_the_pool_gives_no_rate() {
         let mut source = SourceState::default();
         assert_eq!(source.effective_rate(10, 5_000), None);
-        assert_eq!(source.effective_rate(11, 6_000), Some(1_000.0));
+        assert_eq!(source.effective_rate(11, 6_000).map(Ratio::rate), Some(1_000.0));
         assert_eq!(source.effective_rate(12, 100), None);
-        assert_eq!(source.effective_rate(13, 600), Some(500.0));
+        assert_eq!(source.effective_rate(13, 600).map(Ratio::rate), Some(500.0));
         // an agent that does not count its pool
         let mut source = SourceState::default();
         assert_eq!(source.effective_rate(1, 0), None);

@@ -14,9 +14,10 @@ use weir_collector::generate::Protocol;
 use weir_collector::receive::socket::RING_SLOTS;
 use weir_schemas::{Address, Table};
 
-const ROWS: u64 = 60_000;
 /// Rows of a batch: about what a message of the log has.
 const BATCH_ROWS: usize = 13_000;
+/// Rows of a stream: one that the caches hold, as they hold what the kernel has just received, and one that they do not.
+const ROWS: [u64; 2] = [BATCH_ROWS as u64, 60_000];
 
 /// A decoder with its batches, and the memory of the last ones, as a shard has them.
 struct Weir {
@@ -59,8 +60,12 @@ impl Weir {
 }
 
 fn sflow(criterion: &mut Criterion) {
-    let stream = stream(Protocol::SFlow5, ROWS);
-    let mut group = criterion.benchmark_group("sflow5");
+    ROWS.into_iter().for_each(|rows| beside_flowparser(criterion, rows));
+}
+
+fn beside_flowparser(criterion: &mut Criterion, rows: u64) {
+    let stream = stream(Protocol::SFlow5, rows);
+    let mut group = criterion.benchmark_group(format!("sflow5, {rows} rows"));
     group.throughput(Throughput::Elements(stream.rows)).sample_size(20);
     group.bench_function("weir", |bencher| {
         let mut weir = Weir::new();

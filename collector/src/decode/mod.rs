@@ -252,11 +252,11 @@ impl Decoder {
             }
         }
         let mut outcome = Outcome { sets_pending: self.netflow.waiting, ..Outcome::default() };
-        for (builder, (n, before)) in out.all_mut().into_iter().zip(outcome.rows.iter_mut().zip(before)) {
-            *n = u32::try_from(builder.rows().saturating_sub(before)).unwrap_or(u32::MAX);
-        }
-        for (total, n) in self.counters.rows.iter_mut().zip(outcome.rows) {
-            *total += u64::from(n);
+        let counts = outcome.rows.iter_mut().zip(&mut self.counters.rows);
+        for (builder, (before, (n, total))) in out.all_mut().into_iter().zip(before.into_iter().zip(counts)) {
+            let new = builder.rows().saturating_sub(before);
+            *n = u32::try_from(new).unwrap_or(u32::MAX);
+            *total += new as u64;
         }
         match result {
             Ok(rejected) => {

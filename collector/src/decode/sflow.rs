@@ -533,7 +533,7 @@ impl Sample {
     }
 
     /// Accounts for it by its numbers; answers the rate that they tell.
-    #[inline]
+    #[inline(always)]
     fn account(&self, state: &mut ExporterState, agent: &mut AgentState) -> Option<Ratio> {
         let known = agent.source(self.source, state.established)?;
         if !known.sample(Series::Flows, self.number, &mut state.counters) {

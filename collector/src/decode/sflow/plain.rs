@@ -191,16 +191,15 @@ impl<'a> PlainRecords<'a> {
 
 /// Which samples have what.
 struct Kinds {
-    /// Of the first `len`.
+    /// Of as many as there are, then zeros.
     of: [u32; MOST],
-    len: usize,
     any: u32,
     all: u32,
 }
 
 impl Kinds {
     fn new(samples: &[Plain]) -> Kinds {
-        let mut kinds = Kinds { of: [0; MOST], len: samples.len(), any: 0, all: u32::MAX };
+        let mut kinds = Kinds { of: [0; MOST], any: 0, all: u32::MAX };
         for (kind, sample) in kinds.of.iter_mut().zip(samples) {
             *kind = sample.has | sample.frame.has | sample.frame.outer.has;
             kinds.any |= *kind;
@@ -218,8 +217,11 @@ impl Kinds {
         if self.all & what != 0 {
             return u64::MAX;
         }
-        let of = self.of.get(..self.len).unwrap_or(&self.of);
-        of.iter().rev().fold(0, |bits, kind| bits << 1 | u64::from(kind & what != 0))
+        let shift = what.trailing_zeros();
+        let there = self.of.map(|kind| u8::from(kind >> shift & 1 != 0));
+        // of eight octets that are 0 or 1 the product has all in its last octet, a bit each
+        let eight = |octets: &[u8; 8]| u64::from_le_bytes(*octets).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        there.as_chunks().0.iter().rev().fold(0, |bits, octets| bits << 8 | eight(octets))
     }
 }
 

@@ -486,7 +486,21 @@ fn usual_frames_are_read_as_the_walk_reads_them() {
     ];
     let usual = |bytes: &[u8]| Frame::default().usual(bytes).is_some();
     assert!(frames.iter().all(|frame| usual(frame)));
-    frames.extend(zoo().into_iter().filter(|(link, _)| *link == Link::Ethernet).map(|(_, bytes)| bytes));
+    for (link, bytes) in zoo() {
+        let ether_type = if bytes[0] >> 4 == 6 { 0x86dd } else { 0x0800 };
+        frames.push(if link == Link::Ip { ethernet(ether_type, &bytes) } else { bytes });
+    }
+    // with a tunnel of each port in it, to the port and from it
+    for at in [34, 36] {
+        let tunnels = frames.clone().into_iter().filter(|frame| frame[12..14] == [8, 0] && frame[23] == 17);
+        frames.extend(tunnels.map(|mut frame| {
+            let (src, dst) = (at, 70 - at);
+            let port = [frame[36], frame[37]];
+            frame[dst..dst + 2].copy_from_slice(&[0, 53]);
+            frame[src..src + 2].copy_from_slice(&port);
+            frame
+        }));
+    }
     let mut count = 0;
     let mut check = |bytes: &[u8]| {
         count += usize::from(usual(bytes));

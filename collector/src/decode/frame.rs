@@ -73,6 +73,34 @@ impl Link {
     }
 }
 
+/// What is in UDP, by its ports.
+enum UdpTunnel {
+    Vxlan,
+    Geneve,
+    GtpU,
+    L2tp,
+    Mpls,
+}
+
+impl UdpTunnel {
+    #[inline]
+    fn of((src, dst): (u16, u16)) -> Option<UdpTunnel> {
+        Some(match dst {
+            VXLAN_PORT | OLD_VXLAN_PORT => UdpTunnel::Vxlan,
+            GENEVE_PORT => UdpTunnel::Geneve,
+            GTP_U_PORT => UdpTunnel::GtpU,
+            L2TP_PORT => UdpTunnel::L2tp,
+            MPLS_IN_UDP_PORT => UdpTunnel::Mpls,
+            // answers of a gateway come from the well-known port
+            _ => match src {
+                GTP_U_PORT => UdpTunnel::GtpU,
+                L2TP_PORT => UdpTunnel::L2tp,
+                _ => return None,
+            },
+        })
+    }
+}
+
 /// What a frame or a packet may have, a bit each: columns that are there together share one.
 pub(crate) mod has {
     /// Of a frame.
@@ -594,21 +622,16 @@ impl Frame {
     }
 
     fn udp<'a>(&mut self, bytes: &'a [u8]) -> Step<'a> {
-        let (src, dst) = chunk2(bytes, 0)?;
-        self.packet().set_ports((src, dst));
-        if !self.outside() {
-            return END;
-        }
-        match dst {
-            VXLAN_PORT | OLD_VXLAN_PORT => self.vxlan(bytes.get(8..)?),
-            GENEVE_PORT => self.geneve(bytes.get(8..)?),
-            GTP_U_PORT => self.gtp_u(bytes.get(8..)?),
-            L2TP_PORT => self.l2tp(bytes.get(8..)?),
-            MPLS_IN_UDP_PORT => self.enter("mpls", Layer::Mpls, bytes.get(8..)?),
-            // answers of a gateway come from the well-known port
-            _ if src == GTP_U_PORT => self.gtp_u(bytes.get(8..)?),
-            _ if src == L2TP_PORT => self.l2tp(bytes.get(8..)?),
-            _ => END,
+        let ports = chunk2(bytes, 0)?;
+        self.packet().set_ports(ports);
+        let Some(tunnel) = UdpTunnel::of(ports).filter(|_| self.outside()) else { return END };
+        let rest = bytes.get(8..)?;
+        match tunnel {
+            UdpTunnel::Vxlan => self.vxlan(rest),
+            UdpTunnel::Geneve => self.geneve(rest),
+            UdpTunnel::GtpU => self.gtp_u(rest),
+            UdpTunnel::L2tp => self.l2tp(rest),
+            UdpTunnel::Mpls => self.enter("mpls", Layer::Mpls, rest),
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 /// Where a sampling rate comes from: the values of the column `sampling_source`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum RateSource {
     Override,
     Record,
@@ -16,6 +16,7 @@ pub(crate) enum RateSource {
     System,
     Header,
     Configured,
+    #[default]
     Unknown,
 }
 

@@ -42,6 +42,7 @@ use self::state::{Ratio, Series, SourceId};
 use self::xdr::Xdr;
 use super::config::{DecodeConfig, ExporterConfig};
 use super::exporters::{ExporterKey, ExporterState, Exporters, Protocol};
+use super::sampling::RateSource;
 use super::{Batches, DatagramMeta, RejectReason};
 use crate::columns::Builder;
 
@@ -112,28 +113,6 @@ impl Policy {
             (rate, RateSource::Configured)
         } else {
             (0.0, RateSource::Unknown)
-        }
-    }
-}
-
-/// Where a sampling rate comes from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum RateSource {
-    Override,
-    Record,
-    Configured,
-    #[default]
-    Unknown,
-}
-
-impl RateSource {
-    /// `sampling_source`
-    fn label(self) -> &'static str {
-        match self {
-            RateSource::Override => "override",
-            RateSource::Record => "record",
-            RateSource::Configured => "configured",
-            RateSource::Unknown => "unknown",
         }
     }
 }

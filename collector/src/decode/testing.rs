@@ -14,6 +14,16 @@ use crate::columns::Builder;
 
 pub(crate) const RECEIVED_US: i64 = 1_700_000_000_123_456;
 
+/// Marsaglia's xorshift64: the same numbers in every run.
+pub(crate) fn xorshift(mut state: u64) -> impl FnMut() -> u64 {
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    }
+}
+
 /// A datagram from `sender`.
 pub(crate) fn meta(sender: &str) -> DatagramMeta {
     DatagramMeta {

@@ -3,7 +3,7 @@ use weir_schemas::Table;
 
 use super::samples::*;
 use super::*;
-use crate::decode::testing::rows;
+use crate::decode::testing::{rows, xorshift};
 
 fn row(frame: &Frame) -> Map<String, Value> {
     let mut builder = Builder::new(Table::Flows);
@@ -440,13 +440,7 @@ fn truncated_at_every_byte_it_says_so_and_keeps_what_came_before() {
 
 #[test]
 fn mutated_frames_never_panic_and_stay_bounded() {
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = move || {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random
-    };
+    let mut next = xorshift(0x9e37_79b9_7f4a_7c15);
     let zoo = zoo();
     let mut builder = Builder::new(Table::Flows);
     for _ in 0..60_000 {

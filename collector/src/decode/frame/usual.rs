@@ -2,9 +2,7 @@
 
 use weir_schemas::Address;
 
-use super::{
-    Frame, GENEVE_PORT, GTP_U_PORT, L2TP_PORT, MPLS_IN_UDP_PORT, OLD_VXLAN_PORT, Packet, VXLAN_PORT, has,
-};
+use super::{Frame, Packet, UdpTunnel, has};
 
 impl Frame {
     /// Ethernet, IPv4 without options or IPv6 without extension headers, and TCP or UDP without a tunnel in it: what a
@@ -97,16 +95,9 @@ impl Transport {
             17 => {
                 let [s0, s1, d0, d1] = *bytes.first_chunk::<4>().filter(|_| length >= 4)?;
                 let ports = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
-                (!may_be_tunnel(ports)).then_some(Transport { has: 0, ports, flags: 0 })
+                UdpTunnel::of(ports).is_none().then_some(Transport { has: 0, ports, flags: 0 })
             }
             _ => None,
         }
     }
-}
-
-/// The ports that [`Frame::udp`] looks at.
-#[inline]
-fn may_be_tunnel((src, dst): (u16, u16)) -> bool {
-    matches!(dst, VXLAN_PORT | OLD_VXLAN_PORT | GENEVE_PORT | GTP_U_PORT | L2TP_PORT | MPLS_IN_UDP_PORT)
-        || matches!(src, GTP_U_PORT | L2TP_PORT)
 }

@@ -5,12 +5,13 @@
 
 use weir_schemas::FlowColumn;
 
+use super::constants;
 use super::records::Row;
 use super::state::Ratio;
 use super::xdr::Xdr;
-use super::{RateSource, constants};
 use crate::columns::{Builder, Item, Values};
 use crate::decode::frame::{self, Frame, Link, Packet, has};
+use crate::decode::sampling::RateSource;
 
 /// Rows that wait at most: a bit each.
 const MOST: usize = 64;
@@ -198,10 +199,11 @@ struct Kinds {
 }
 
 impl Kinds {
-    fn new(samples: &[Plain]) -> Kinds {
+    #[inline]
+    fn new(bits: impl Iterator<Item = u32>) -> Kinds {
         let mut kinds = Kinds { of: [0; MOST], any: 0, all: u32::MAX };
-        for (kind, sample) in kinds.of.iter_mut().zip(samples) {
-            *kind = sample.has | sample.frame.has | sample.frame.outer.has;
+        for (kind, bits) in kinds.of.iter_mut().zip(bits) {
+            *kind = bits;
             kinds.any |= *kind;
             kinds.all &= *kind;
         }
@@ -260,7 +262,8 @@ pub(crate) fn flush(waiting: &mut Waiting, out: &mut Builder) {
     if n == 0 {
         return;
     }
-    let kinds = &Kinds::new(samples);
+    let kinds =
+        &Kinds::new(samples.iter().map(|sample| sample.has | sample.frame.has | sample.frame.outer.has));
     out.reopen(n);
     let all = u64::MAX >> (MOST - n);
     constants(out, samples.iter().map(|sample| sample.received));
@@ -349,10 +352,8 @@ fn layers(to: &mut Flush<'_>) {
     fn inner(sample: &Plain) -> Packet {
         sample.frame.tunnel().map(|_| sample.frame.inner).unwrap_or_default()
     }
-    let mask = |what| {
-        samples.iter().rev().fold(0, |bits, sample| bits << 1 | u64::from(inner(sample).has & what != 0))
-    };
-    let (ip, ports) = (mask(has::IP), mask(has::PORTS));
+    let kinds = Kinds::new(samples.iter().map(|sample| inner(sample).has));
+    let (ip, ports) = (kinds.mask(has::IP), kinds.mask(has::PORTS));
     to.put(Builder::ips, InnerSrcAddr, ip, |sample| inner(sample).src);
     to.put(Builder::ips, InnerDstAddr, ip, |sample| inner(sample).dst);
     to.put(Builder::u8s, InnerIpProtocol, ip, |sample| inner(sample).protocol);

@@ -40,12 +40,17 @@ impl Sequence {
     pub(super) fn next(&mut self, number: u32) -> Step {
         // nearly always
         if self.last.is_some_and(|last| number == last.wrapping_add(1)) {
-            self.stray = None;
-            self.seen = self.seen << 1 | 1;
-            self.last = Some(number);
-            return Step::Forward { missing: 0 };
+            return self.forward(number, 1);
         }
         self.other(number)
+    }
+
+    #[inline(always)]
+    fn forward(&mut self, number: u32, by: u32) -> Step {
+        self.stray = None;
+        self.seen = self.seen.checked_shl(by).unwrap_or(0) | 1;
+        self.last = Some(number);
+        Step::Forward { missing: by.saturating_sub(1) }
     }
 
     #[inline(never)]
@@ -60,13 +65,10 @@ impl Sequence {
         if !near {
             return self.far(last, number);
         }
-        self.stray = None;
         if ahead > 0 {
-            let by = behind;
-            self.seen = self.seen.checked_shl(by).unwrap_or(0) | 1;
-            self.last = Some(number);
-            return Step::Forward { missing: by.saturating_sub(1) };
+            return self.forward(number, behind);
         }
+        self.stray = None;
         let bit = 1_u64 << behind;
         if self.seen & bit != 0 {
             return Step::Repeated;

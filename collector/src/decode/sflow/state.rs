@@ -245,7 +245,7 @@ impl SourceState {
 
     /// Packets over samples since some samples ago: 1 in how many was taken indeed. None while there is no earlier
     /// sample to compare with, or where the agent does not count its pool.
-    #[inline]
+    #[inline(always)]
     pub(super) fn effective_rate(&mut self, number: u32, pool: u32) -> Option<Ratio> {
         let now = (number, pool);
         let Some(base) = self.pool.base else {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::decode::IdentitySource;
-use crate::decode::testing::{RECEIVED_US, corpus, differences, meta, rows};
+use crate::decode::testing::{RECEIVED_US, corpus, differences, meta, rows, xorshift};
 
 /// Words of a datagram under construction.
 #[derive(Default, Clone)]

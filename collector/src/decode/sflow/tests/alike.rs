@@ -40,13 +40,8 @@ fn samples(number: u32, random: &mut impl FnMut() -> usize) -> [Words; 2] {
 
 #[test]
 fn what_waits_gives_the_same_rows() {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 16) as usize
-    };
+    let mut random = xorshift(0x9e37_79b9_7f4a_7c15);
+    let mut random = move || (random() >> 16) as usize;
     let (mut one, mut other) = (Decoder::default(), Decoder::default());
     let mut effective = 0;
     for sequence in 1..2_000 {

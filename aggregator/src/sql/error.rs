@@ -244,10 +244,14 @@ fn classify(error: &DataFusionError) -> QueryError {
         }
         DataFusionError::Plan(message) => plan(message),
         DataFusionError::Configuration(message) => QueryError::new(ErrorKind::Plan, first_line(message)),
-        DataFusionError::ResourcesExhausted(message) => QueryError::new(
-            ErrorKind::Memory,
-            format!("the query needs more memory than queries may use: {}", first_line(message)),
-        ),
+        DataFusionError::ResourcesExhausted(message) => {
+            let line = first_line(message);
+            // the consumers themselves are on the lines after it, and in the log
+            let what = line.split(" with top memory consumers").next().unwrap_or_default();
+            let message =
+                format!("the query needs more memory than queries may use (sql.memory_bytes): {what}");
+            QueryError::new(ErrorKind::Memory, message)
+        }
         DataFusionError::Execution(message) => QueryError::new(ErrorKind::Execution, first_line(message)),
         DataFusionError::Internal(message) => {
             QueryError::new(ErrorKind::Internal, format!("internal error: {}", first_line(message)))

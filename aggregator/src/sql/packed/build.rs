@@ -16,7 +16,8 @@ use super::rows::{Groups, Layout};
 pub(super) const PARTS: usize = 256;
 /// Groups that the first table has room for at first: the fewer it needs, the nearer to the processor it lies.
 const FIRST_GROUPS: usize = 2_048;
-/// Words of a piece of a part.
+/// Words of the first piece of a part, and of the largest; each is twice the one before it.
+const FIRST_CHUNK_WORDS: usize = 256;
 const CHUNK_WORDS: usize = 4_096;
 
 /// How much is grouped before it is put aside.
@@ -43,11 +44,22 @@ struct Spill {
     end: u64,
 }
 
+impl Spill {
+    fn put(&mut self, part: usize, bytes: &[u8]) -> Result<()> {
+        self.writer.write_all(bytes).map_err(DataFusionError::IoError)?;
+        self.pieces.push((part, self.end, bytes.len()));
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+}
+
 /// Groups one input.
 pub(super) struct Builder {
     layout: Arc<Layout>,
     sizes: Sizes,
     table: Groups,
+    /// Groups that memory is reserved for in the table.
+    room: usize,
     /// Rows that the table took since it was empty.
     taken: usize,
     bypass: usize,
@@ -74,9 +86,11 @@ impl Builder {
         reservation: MemoryReservation,
         disk: Arc<DiskManager>,
     ) -> Result<Builder> {
-        reservation.try_grow(Groups::bytes(sizes.groups, layout.words))?;
+        let room = FIRST_GROUPS.min(sizes.groups);
+        reservation.try_grow(Groups::bytes(room, layout.words))?;
         Ok(Builder {
-            table: Groups::with_capacity(FIRST_GROUPS.min(sizes.groups)),
+            table: Groups::with_capacity(room),
+            room,
             layout,
             sizes,
             taken: 0,
@@ -106,7 +120,7 @@ impl Builder {
             self.packed = packed;
             return put;
         }
-        if self.table.len() + count > self.sizes.groups {
+        if !self.has_room(self.table.len() + count) {
             self.flush()?;
         }
         self.table.place_all(&layout, &self.packed, &mut self.places);
@@ -117,35 +131,77 @@ impl Builder {
         Ok(())
     }
 
+    /// Whether the table may have so many groups; asks for the memory.
+    fn has_room(&mut self, groups: usize) -> bool {
+        if groups > self.room && groups <= self.sizes.groups {
+            let room = (self.room * 2).min(self.sizes.groups);
+            let more = Groups::bytes(room, self.layout.words) - Groups::bytes(self.room, self.layout.words);
+            if self.reservation.try_grow(more).is_ok() {
+                self.room = room;
+            }
+        }
+        groups <= self.room
+    }
+
     /// Empties the table into the parts.
     fn flush(&mut self) -> Result<()> {
         if self.table.len() * 2 > self.taken {
             self.bypass = self.sizes.bypass_rows;
         }
-        let rows = std::mem::take(&mut self.table.rows);
-        let put = self.put_aside(&rows);
-        self.table.rows = rows;
-        self.table.clear();
+        let room = self.room;
+        let mut table = std::mem::replace(&mut self.table, Groups::with_capacity(0));
+        self.put_aside(&table.rows)?;
+        if self.room == room {
+            table.clear();
+            self.table = table;
+        }
         self.taken = 0;
-        put
+        Ok(())
     }
 
+    /// Goes on with a table as at first: what a consumer may have becomes less with every other that comes.
+    fn give_back(&mut self) {
+        let first = FIRST_GROUPS.min(self.sizes.groups);
+        let bytes = |groups| Groups::bytes(groups, self.layout.words);
+        self.reservation.shrink(bytes(self.room) - bytes(first));
+        self.room = first;
+        // rows that came between a flush and the rows that pass by
+        let rows = std::mem::take(&mut self.table.rows);
+        self.table = Groups::with_capacity(first);
+        self.table.merge_all(&self.layout, &rows);
+    }
+
+    /// Puts rows into the parts.
     fn put_aside(&mut self, rows: &[u64]) -> Result<()> {
         let words = self.layout.words;
-        let chunk = CHUNK_WORDS.max(words);
         for row in rows.chunks_exact(words) {
             let part = (self.layout.hash(&row[..self.layout.key_words]) >> 56) as usize;
-            if self.parts[part].last().is_none_or(|last| last.len() + words > chunk) {
-                if self.reservation.try_grow(chunk * 8).is_err() {
-                    self.spill()?;
-                    self.reservation.try_grow(chunk * 8)?;
-                }
-                self.parts[part].push(Vec::with_capacity(chunk));
+            if self.parts[part].last().is_none_or(|last| last.len() + words > last.capacity()) {
+                self.new_chunk(part)?;
             }
             if let Some(last) = self.parts[part].last_mut() {
                 last.extend_from_slice(row);
             }
         }
+        Ok(())
+    }
+
+    #[cold]
+    fn new_chunk(&mut self, part: usize) -> Result<()> {
+        let words = self.parts[part].last().map_or(FIRST_CHUNK_WORDS, |last| last.capacity() * 2);
+        let words = words.min(CHUNK_WORDS).max(self.layout.words);
+        if let Err(full) = self.reservation.try_grow(words * 8) {
+            if !self.disk.tmp_files_enabled() {
+                // says who has the memory
+                return Err(full);
+            }
+            self.spill()?;
+            if self.reservation.try_grow(words * 8).is_err() {
+                self.give_back();
+                self.reservation.try_grow(words * 8)?;
+            }
+        }
+        self.parts[part].push(Vec::with_capacity(words));
         Ok(())
     }
 
@@ -157,16 +213,19 @@ impl Builder {
             self.spill = Some(Spill { file, writer, pieces: Vec::new(), end: 0 });
         }
         let Some(spill) = &mut self.spill else { return Ok(()) };
-        let mut bytes = Vec::with_capacity(CHUNK_WORDS * 8);
-        let chunk = CHUNK_WORDS.max(self.layout.words) * 8;
+        let mut bytes = Vec::with_capacity(CHUNK_WORDS * 16);
         for (part, chunks) in self.parts.iter_mut().enumerate() {
             for rows in chunks.drain(..) {
-                bytes.clear();
                 rows.iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
-                spill.writer.write_all(&bytes).map_err(DataFusionError::IoError)?;
-                spill.pieces.push((part, spill.end, bytes.len()));
-                spill.end += bytes.len() as u64;
-                self.reservation.shrink(chunk);
+                free(&self.reservation, &rows);
+                if bytes.len() >= CHUNK_WORDS * 8 {
+                    spill.put(part, &bytes)?;
+                    bytes.clear();
+                }
+            }
+            if !bytes.is_empty() {
+                spill.put(part, &bytes)?;
+                bytes.clear();
             }
         }
         Ok(())
@@ -174,7 +233,7 @@ impl Builder {
 
     pub(super) fn finish(mut self) -> Result<Built> {
         self.flush()?;
-        self.reservation.shrink(Groups::bytes(self.sizes.groups, self.layout.words));
+        self.reservation.shrink(Groups::bytes(self.room, self.layout.words));
         // merging wants room: where it was scarce, or would be, everything goes to disk
         let room = self.reservation.size() / 8;
         if self.spill.is_some() || self.reservation.try_grow(room).is_err() {
@@ -212,9 +271,13 @@ impl Built {
         Ok(rows)
     }
 
-    /// Frees what the rows that were taken held.
-    pub(super) fn freed(&self, chunks: usize, layout: &Layout) {
-        let bytes = chunks * CHUNK_WORDS.max(layout.words) * 8;
-        self.reservation.shrink(bytes.min(self.reservation.size()));
+    /// Frees what rows that were taken held.
+    pub(super) fn freed(&self, chunk: &Vec<u64>) {
+        free(&self.reservation, chunk);
     }
+}
+
+/// No more than is held: rows that come back from disk are not of it.
+fn free(reservation: &MemoryReservation, chunk: &Vec<u64>) {
+    reservation.shrink((chunk.capacity() * 8).min(reservation.size()));
 }

@@ -270,8 +270,9 @@ pub(crate) struct PackedAggregateExec {
     work: Arc<Work>,
     input: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
-    /// The first half, started by the first partition that is asked for.
-    grouped: Mutex<Option<Grouped>>,
+    /// The first half, started by the first partition that is asked for, and how many were asked for. The last one takes it
+    /// along: it goes with the streams, however long something keeps the plan.
+    grouped: Mutex<Option<(Grouped, usize)>>,
 }
 
 impl fmt::Debug for PackedAggregateExec {
@@ -382,7 +383,7 @@ impl Merger {
             let mut halves = self.halves.lock();
             for half in halves.iter_mut() {
                 let taken = half.take(part, layout)?;
-                half.freed(taken.len(), layout);
+                taken.iter().for_each(|chunk| half.freed(chunk));
                 chunks.extend(taken);
             }
         }
@@ -445,15 +446,19 @@ impl ExecutionPlan for PackedAggregateExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let step = self.properties.partitioning.partition_count();
         let grouped = {
-            let mut grouped = self.grouped.lock();
-            match &*grouped {
-                Some(grouped) => grouped.clone(),
-                None => grouped.insert(self.start(&context)?).clone(),
+            let mut held = self.grouped.lock();
+            let (grouped, asked) = match held.take() {
+                Some(held) => held,
+                None => (self.start(&context)?, 0),
+            };
+            if asked + 1 < step {
+                *held = Some((grouped.clone(), asked + 1));
             }
+            grouped
         };
         let work = Arc::clone(&self.work);
-        let step = self.properties.partitioning.partition_count();
         let reservation =
             MemoryConsumer::new(format!("PackedAggregateMerge[{partition}]")).register(context.memory_pool());
         let schema = Arc::clone(&self.work.schema);

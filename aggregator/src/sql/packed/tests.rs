@@ -5,7 +5,7 @@ use datafusion::arrow::array::{
     TimestampMicrosecondArray,
 };
 use datafusion::datasource::MemTable;
-use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -99,22 +99,35 @@ const QUERIES: [&str; 9] = [
 async fn every_grouping_gives_what_datafusion_gives() {
     for seed in 0..12 {
         let table = table(seed, 1_500, if seed % 2 == 0 { 40 } else { 100_000 });
-        let (ours, theirs) = (context(&table, Some(SMALL), 1 << 30), context(&table, None, 1 << 30));
+        // small tables are put aside, larger ones grow
+        let ours = [SMALL, Sizes::default()].map(|sizes| context(&table, Some(sizes), 1 << 30));
+        let theirs = context(&table, None, 1 << 30);
         for sql in QUERIES {
-            assert_eq!(lines(&ours, sql).await, lines(&theirs, sql).await, "seed {seed}: {sql}");
-            assert!(is_packed(&ours, sql).await, "{sql}");
+            let expected = lines(&theirs, sql).await;
+            for ours in &ours {
+                assert_eq!(lines(ours, sql).await, expected, "seed {seed}: {sql}");
+                assert!(is_packed(ours, sql).await, "{sql}");
+            }
         }
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_memory_does_not_hold_goes_to_disk() {
     let table = table(7, 60_000, 1 << 31);
     let sql = "SELECT count(*), sum(c), sum(b) FROM (SELECT src, dst, port, at, long, count(*) AS c, sum(bytes) AS b \
                FROM t GROUP BY src, dst, port, at, long)";
-    let (ours, theirs) = (context(&table, Some(SMALL), 12 << 20), context(&table, None, 1 << 30));
-    assert_eq!(lines(&ours, sql).await, lines(&theirs, sql).await);
-    assert!(is_packed(&ours, sql).await);
+    let theirs = context(&table, None, 1 << 30);
+    for sizes in [SMALL, Sizes::default()] {
+        let ours = context(&table, Some(sizes), 12 << 20);
+        assert_eq!(lines(&ours, sql).await, lines(&theirs, sql).await);
+        assert!(is_packed(&ours, sql).await);
+    }
+    // each of many has less with every other that comes
+    let (ours, expected) = (context(&table, Some(Sizes::default()), 32 << 20), lines(&theirs, sql).await);
+    for found in futures::future::join_all((0..6).map(|_| lines(&ours, sql))).await {
+        assert_eq!(found, expected);
+    }
     // and where there is no disk, it says so
     let small = context(&table, Some(SMALL), 1 << 16);
     assert!(
@@ -128,6 +141,40 @@ async fn what_memory_does_not_hold_goes_to_disk() {
             .to_string()
             .contains("Resources exhausted")
     );
+}
+
+/// Nodes keep the plans of others for a while, and each spilling consumer takes of what the next may have.
+#[tokio::test]
+async fn few_groups_take_little_memory_and_only_while_they_are_read() {
+    let table = table(5, 1_500, 40);
+    let pool = Arc::new(TrackConsumersPool::new(FairSpillPool::new(8 << 20), 3.try_into().unwrap()));
+    let environment = RuntimeEnvBuilder::new().with_memory_pool(Arc::clone(&pool) as _).build_arc().unwrap();
+    let state =
+        SessionStateBuilder::new_from_existing(context(&table, Some(Sizes::default()), 1 << 30).state());
+    let context = SessionContext::new_with_state(state.with_runtime_env(environment).build());
+    let sql = "SELECT src, port, sum(bytes), sum(est), count(*), min(at), max(at) FROM t GROUP BY src, port";
+    let plan = context.sql(sql).await.unwrap().create_physical_plan().await.unwrap();
+    let mut rows = Vec::new();
+    for _ in 0..2 {
+        let batches =
+            datafusion::physical_plan::collect(Arc::clone(&plan), context.task_ctx()).await.unwrap();
+        rows.push(batches.iter().map(RecordBatch::num_rows).sum::<usize>());
+        let held: Vec<_> = pool.metrics().into_iter().map(|consumer| consumer.name).collect();
+        assert!(held.is_empty(), "{held:?}");
+    }
+    assert!(rows[0] > 100 && rows[0] == rows[1], "a plan that runs again: {rows:?}");
+    // nor while nobody reads any more
+    let streams: Vec<_> = (0..plan.output_partitioning().partition_count())
+        .map(|partition| plan.execute(partition, context.task_ctx()).unwrap())
+        .collect();
+    drop(streams);
+    for _ in 0..100 {
+        if pool.metrics().is_empty() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("{:?}", pool.metrics().into_iter().map(|consumer| consumer.name).collect::<Vec<_>>());
 }
 
 #[tokio::test]

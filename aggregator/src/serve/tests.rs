@@ -14,7 +14,7 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::sql::tests::engine_with;
+use crate::sql::tests::{counted_engine, engine_with};
 use crate::sql::{SqlConfig, SqlMetrics};
 
 struct Doors {
@@ -36,11 +36,12 @@ async fn doors(sql: Option<SqlConfig>, postgres: PostgresConfig) -> Doors {
     let stop = CancellationToken::new();
     let folder = tempfile::tempdir().unwrap();
     let mut registry = Registry::default();
-    SqlMetrics::default().register(&mut registry);
+    let metrics = Arc::new(SqlMetrics::default());
+    metrics.register(&mut registry);
     let shared = Shared::new(registry, Some(folder.path().join("collect.sock")), true);
     if let Some(sql) = sql {
         shared.watch(Box::new(|| None), Box::new(|| {}));
-        shared.open(engine_with(sql).await);
+        shared.open(counted_engine(sql, metrics).await);
     }
     let listeners =
         [TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap()];
@@ -100,6 +101,17 @@ async fn get(doors: &Doors, path: &str) -> Reply {
         .await
 }
 
+/// Until a query runs.
+async fn until_active(doors: &Doors) {
+    for _ in 0..400 {
+        if get(doors, "/metrics").await.text().contains("\nweir_sql_active_queries 1\n") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("no query runs: {}", get(doors, "/metrics").await.text());
+}
+
 async fn ask(doors: &Doors, sql: &str, accept: &str) -> Reply {
     let body = serde_json::json!({ "query": sql }).to_string();
     let head = format!(
@@ -143,6 +155,19 @@ async fn psql_says(doors: &Doors, commands: &[&str]) -> (String, String) {
         command.args(["-c", text]);
     }
     says(&mut command).await
+}
+
+/// Until the place of a connection that went away is free again.
+async fn until_psql_says(doors: &Doors, number: &str) {
+    let mut said = Default::default();
+    for _ in 0..200 {
+        said = psql_says(doors, &[&format!("select {number}")]).await;
+        if said.0 == format!("{number}\n") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{said:?}");
 }
 
 /// The error that psql prints.
@@ -377,7 +402,7 @@ async fn psql_cancels() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    until_active(&doors).await;
     let asked = Instant::now();
     let pid = child.id().unwrap().to_string();
     assert!(Command::new("kill").args(["-INT", &pid]).status().await.unwrap().success());
@@ -397,7 +422,7 @@ async fn who_goes_away_stops_the_query() {
             .await;
     let endless = "select sum(a.value * b.value % 7) from generate_series(1, 1000000) a cross join generate_series(1, 1000000) b";
     let mut child = psql(&doors).args(["-c", endless]).stderr(Stdio::null()).spawn().unwrap();
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    until_active(&doors).await;
     child.kill().await.unwrap();
     // the only place is free again
     assert_eq!(ask(&doors, "select 1 as one", "text/csv").await.text(), "one\n1\n");
@@ -406,7 +431,7 @@ async fn who_goes_away_stops_the_query() {
     let head = format!("POST /api/v1/sql HTTP/1.1\r\nHost: weir\r\nContent-Length: {}\r\n\r\n", body.len());
     let mut stream = TcpStream::connect(doors.http).await.unwrap();
     stream.write_all((head + &body).as_bytes()).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    until_active(&doors).await;
     drop(stream);
     assert_eq!(ask(&doors, "select 2 as two", "text/csv").await.text(), "two\n2\n");
 }
@@ -451,22 +476,27 @@ async fn postgres_knows_its_user_database_and_bounds() {
     assert!(errors.contains("the user is \"weir\""), "{errors}");
     let (_, errors) = says(&mut as_other("weir", "postgres")).await;
     assert!(errors.contains("the database is \"weir\""), "{errors}");
-    let mut holds =
-        psql(&doors).args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // its first answer says that it is connected
+    let mut holds = psql(&doors)
+        .args(["-c", "select 'connected'", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut answer = [0; 9];
+    holds.stdout.as_mut().unwrap().read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"connected");
     let (_, errors) = psql_says(&doors, &["select 1"]).await;
     assert!(errors.contains("too many connections"), "{errors}");
     holds.kill().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(psql_says(&doors, &["select 1"]).await.0, "1\n");
+    until_psql_says(&doors, "1").await;
     // what is no PostgreSQL at all disturbs nobody
     for noise in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 64], &[0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f]] {
         let mut stream = TcpStream::connect(doors.postgres).await.unwrap();
         stream.write_all(noise).await.unwrap();
         drop(stream);
     }
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(psql_says(&doors, &["select 2"]).await.0, "2\n");
+    until_psql_says(&doors, "2").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

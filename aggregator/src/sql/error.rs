@@ -246,7 +246,7 @@ fn classify(error: &DataFusionError) -> QueryError {
         DataFusionError::Configuration(message) => QueryError::new(ErrorKind::Plan, first_line(message)),
         DataFusionError::ResourcesExhausted(message) => {
             let line = first_line(message);
-            // the consumers themselves are on the lines after it, and in the log
+            // the operators that have most of it, on the lines below, are not of the asker's words
             let what = line.split(" with top memory consumers").next().unwrap_or_default();
             let message =
                 format!("the query needs more memory than queries may use (sql.memory_bytes): {what}");

@@ -68,6 +68,10 @@ pub(crate) fn flows() -> RecordBatch {
 }
 
 pub(crate) async fn engine_with(config: SqlConfig) -> Arc<Engine> {
+    counted_engine(config, Arc::default()).await
+}
+
+pub(crate) async fn counted_engine(config: SqlConfig, metrics: Arc<SqlMetrics>) -> Arc<Engine> {
     let flows = flows();
     let hosts = RecordBatch::try_from_iter([
         ("addr", Arc::new(StringArray::from(vec!["10.1.2.3", "2001:DB8::1", "nonsense"])) as ArrayRef),
@@ -82,7 +86,7 @@ pub(crate) async fn engine_with(config: SqlConfig) -> Arc<Engine> {
         "flows",
         "SELECT *, CAST(tos >> 2 AS SMALLINT) AS dscp, CAST(bytes AS DOUBLE) AS est_bytes FROM flows_raw",
     )];
-    Engine::new(config, tables, &views, Countries::default(), None, Arc::default()).await.unwrap()
+    Engine::new(config, tables, &views, Countries::default(), None, metrics).await.unwrap()
 }
 
 pub(crate) async fn engine() -> Arc<Engine> {
@@ -449,6 +453,8 @@ async fn memory_is_bounded() {
     let sql = "select count(*) from (select (value * 7919) % 4999999 as k, count(*) from generate_series(1, 5000000) group by 1)";
     let error = rows(&session, sql).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Memory, "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("sql.memory_bytes") && !text.contains("top memory consumers"), "{text}");
     assert_eq!(rows(&session, "select 1").await.unwrap(), ["1"]);
 }
 

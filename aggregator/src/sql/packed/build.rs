@@ -190,14 +190,13 @@ impl Builder {
     fn new_chunk(&mut self, part: usize) -> Result<()> {
         let words = self.parts[part].last().map_or(FIRST_CHUNK_WORDS, |last| last.capacity() * 2);
         let words = words.min(CHUNK_WORDS).max(self.layout.words);
-        if let Err(full) = self.reservation.try_grow(words * 8) {
-            if !self.disk.tmp_files_enabled() {
-                // says who has the memory
-                return Err(full);
+        if self.reservation.try_grow(words * 8).is_err() {
+            if self.disk.tmp_files_enabled() {
+                self.spill()?;
             }
-            self.spill()?;
             if self.reservation.try_grow(words * 8).is_err() {
                 self.give_back();
+                // its error says who has the memory
                 self.reservation.try_grow(words * 8)?;
             }
         }

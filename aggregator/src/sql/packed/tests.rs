@@ -128,7 +128,7 @@ async fn what_memory_does_not_hold_goes_to_disk() {
     for found in futures::future::join_all((0..6).map(|_| lines(&ours, sql))).await {
         assert_eq!(found, expected);
     }
-    // and where there is no disk, it says so
+    // and where not even the first table has room, it says so
     let small = context(&table, Some(SMALL), 1 << 16);
     assert!(
         small

@@ -35,6 +35,13 @@ impl Default for Sizes {
     }
 }
 
+impl Sizes {
+    /// Groups that the table has room for at first.
+    fn first(self) -> usize {
+        FIRST_GROUPS.min(self.groups)
+    }
+}
+
 /// Rows on disk, by part.
 struct Spill {
     file: Arc<dyn SpillFile>,
@@ -45,10 +52,15 @@ struct Spill {
 }
 
 impl Spill {
-    fn put(&mut self, part: usize, bytes: &[u8]) -> Result<()> {
+    /// Writes rows of a part, if there are any, and empties `bytes`.
+    fn put(&mut self, part: usize, bytes: &mut Vec<u8>) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         self.writer.write_all(bytes).map_err(DataFusionError::IoError)?;
         self.pieces.push((part, self.end, bytes.len()));
         self.end += bytes.len() as u64;
+        bytes.clear();
         Ok(())
     }
 }
@@ -86,7 +98,7 @@ impl Builder {
         reservation: MemoryReservation,
         disk: Arc<DiskManager>,
     ) -> Result<Builder> {
-        let room = FIRST_GROUPS.min(sizes.groups);
+        let room = sizes.first();
         reservation.try_grow(Groups::bytes(room, layout.words))?;
         Ok(Builder {
             table: Groups::with_capacity(room),
@@ -149,11 +161,13 @@ impl Builder {
             self.bypass = self.sizes.bypass_rows;
         }
         let room = self.room;
-        let mut table = std::mem::replace(&mut self.table, Groups::with_capacity(0));
-        self.put_aside(&table.rows)?;
+        let mut rows = std::mem::take(&mut self.table.rows);
+        self.table.clear();
+        self.put_aside(&rows)?;
+        // unless the memory was given back
         if self.room == room {
-            table.clear();
-            self.table = table;
+            rows.clear();
+            self.table.rows = rows;
         }
         self.taken = 0;
         Ok(())
@@ -161,7 +175,7 @@ impl Builder {
 
     /// Goes on with a table as at first: what a consumer may have becomes less with every other that comes.
     fn give_back(&mut self) {
-        let first = FIRST_GROUPS.min(self.sizes.groups);
+        let first = self.sizes.first();
         let bytes = |groups| Groups::bytes(groups, self.layout.words);
         self.reservation.shrink(bytes(self.room) - bytes(first));
         self.room = first;
@@ -218,14 +232,10 @@ impl Builder {
                 rows.iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
                 free(&self.reservation, &rows);
                 if bytes.len() >= CHUNK_WORDS * 8 {
-                    spill.put(part, &bytes)?;
-                    bytes.clear();
+                    spill.put(part, &mut bytes)?;
                 }
             }
-            if !bytes.is_empty() {
-                spill.put(part, &bytes)?;
-                bytes.clear();
-            }
+            spill.put(part, &mut bytes)?;
         }
         Ok(())
     }
@@ -251,9 +261,10 @@ impl Builder {
 }
 
 impl Built {
-    /// Takes the rows of a part, and gives how many there are.
+    /// Takes the rows of a part, and frees what they held.
     pub(super) fn take(&mut self, part: usize, layout: &Layout) -> Result<Vec<Vec<u64>>> {
         let mut rows = std::mem::take(&mut self.parts[part]);
+        rows.iter().for_each(|rows| free(&self.reservation, rows));
         let Some(spill) = &self.spill else { return Ok(rows) };
         let path = spill
             .file
@@ -269,14 +280,9 @@ impl Built {
         debug_assert!(rows.iter().all(|rows| rows.len() % layout.words == 0));
         Ok(rows)
     }
-
-    /// Frees what rows that were taken held.
-    pub(super) fn freed(&self, chunk: &Vec<u64>) {
-        free(&self.reservation, chunk);
-    }
 }
 
-/// No more than is held: rows that come back from disk are not of it.
+/// No more than is held: a vector may have more room than was asked for.
 fn free(reservation: &MemoryReservation, chunk: &Vec<u64>) {
     reservation.shrink((chunk.capacity() * 8).min(reservation.size()));
 }

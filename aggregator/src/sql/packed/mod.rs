@@ -382,9 +382,7 @@ impl Merger {
         {
             let mut halves = self.halves.lock();
             for half in halves.iter_mut() {
-                let taken = half.take(part, layout)?;
-                taken.iter().for_each(|chunk| half.freed(chunk));
-                chunks.extend(taken);
+                chunks.extend(half.take(part, layout)?);
             }
         }
         let rows = chunks.iter().map(Vec::len).sum::<usize>() / layout.words;

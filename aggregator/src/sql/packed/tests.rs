@@ -5,7 +5,7 @@ use datafusion::arrow::array::{
     TimestampMicrosecondArray,
 };
 use datafusion::datasource::MemTable;
-use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -56,7 +56,11 @@ fn table(seed: u64, rows: usize, hosts: u64) -> Arc<MemTable> {
 }
 
 fn context(table: &Arc<MemTable>, sizes: Option<Sizes>, memory: usize) -> SessionContext {
-    let environment = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(memory)));
+    context_on(table, sizes, Arc::new(FairSpillPool::new(memory)))
+}
+
+fn context_on(table: &Arc<MemTable>, sizes: Option<Sizes>, pool: Arc<dyn MemoryPool>) -> SessionContext {
+    let environment = RuntimeEnvBuilder::new().with_memory_pool(pool);
     let mut builder = SessionStateBuilder::new()
         .with_config(SessionConfig::new().with_target_partitions(3).with_batch_size(700))
         .with_runtime_env(environment.build_arc().unwrap())
@@ -148,10 +152,8 @@ async fn what_memory_does_not_hold_goes_to_disk() {
 async fn few_groups_take_little_memory_and_only_while_they_are_read() {
     let table = table(5, 1_500, 40);
     let pool = Arc::new(TrackConsumersPool::new(FairSpillPool::new(8 << 20), 3.try_into().unwrap()));
-    let environment = RuntimeEnvBuilder::new().with_memory_pool(Arc::clone(&pool) as _).build_arc().unwrap();
-    let state =
-        SessionStateBuilder::new_from_existing(context(&table, Some(Sizes::default()), 1 << 30).state());
-    let context = SessionContext::new_with_state(state.with_runtime_env(environment).build());
+    let context = context_on(&table, Some(Sizes::default()), Arc::clone(&pool) as _);
+    let held = || pool.metrics().into_iter().map(|consumer| consumer.name).collect::<Vec<_>>();
     let sql = "SELECT src, port, sum(bytes), sum(est), count(*), min(at), max(at) FROM t GROUP BY src, port";
     let plan = context.sql(sql).await.unwrap().create_physical_plan().await.unwrap();
     let mut rows = Vec::new();
@@ -159,8 +161,7 @@ async fn few_groups_take_little_memory_and_only_while_they_are_read() {
         let batches =
             datafusion::physical_plan::collect(Arc::clone(&plan), context.task_ctx()).await.unwrap();
         rows.push(batches.iter().map(RecordBatch::num_rows).sum::<usize>());
-        let held: Vec<_> = pool.metrics().into_iter().map(|consumer| consumer.name).collect();
-        assert!(held.is_empty(), "{held:?}");
+        assert!(held().is_empty(), "{:?}", held());
     }
     assert!(rows[0] > 100 && rows[0] == rows[1], "a plan that runs again: {rows:?}");
     // nor while nobody reads any more
@@ -169,12 +170,12 @@ async fn few_groups_take_little_memory_and_only_while_they_are_read() {
         .collect();
     drop(streams);
     for _ in 0..100 {
-        if pool.metrics().is_empty() {
+        if held().is_empty() {
             return;
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    panic!("{:?}", pool.metrics().into_iter().map(|consumer| consumer.name).collect::<Vec<_>>());
+    panic!("{:?}", held());
 }
 
 #[tokio::test]
